@@ -1,0 +1,155 @@
+"""study.py: the user's functions, loaded from a file or given in a notebook."""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hubbub.errors import CodeError, HubbubError
+from hubbub.study.schema import Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """The functions of a study: a PyTorch `model`, or the ndarray hook `parameters` + `train`.
+
+    Args:
+        participants: Names of the participants (embedded engine; a real site is itself).
+        data: Records of one participant.
+        test_data: Records disjoint from all training records.
+        model: A fresh `torch.nn.Module`.
+        loss: Per-example loss of (outputs, y); default cross-entropy.
+        parameters: Any framework: the initial parameters, `{name: ndarray}`.
+        train: Any framework: `(parameters, examples, rng) -> parameters`, client-level privacy only.
+        evaluate: Any framework: `(parameters, examples) -> {"accuracy": ..., "loss": ...}`.
+    """
+
+    participants: Callable[[], list[str]]
+    data: Callable[[str], Examples]
+    test_data: Callable[[], Examples]
+    model: Callable[[], Any] | None = None
+    loss: Callable[[Any, Any], Any] | None = None
+    parameters: Callable[[], dict[str, Any]] | None = None
+    train: Callable[[dict[str, Any], Examples, Any], dict[str, Any]] | None = None
+    evaluate: Callable[[dict[str, Any], Examples], dict[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a mixture of the two ways of saying what is trained."""
+        hook = [name for name in ("parameters", "train", "evaluate") if getattr(self, name) is None]
+        if self.model is None and hook:
+            raise CodeError(
+                f"study code, must define model(), or all of parameters(), train(), evaluate(), found no {hook[0]}()",
+                hint="def model() -> torch.nn.Module: ...",
+            )
+        if self.model is not None and len(hook) != 3:  # noqa: PLR2004, the hook's three functions
+            raise CodeError(
+                "study code, must define model() or the ndarray hook, found both",
+                hint="remove parameters(), train() and evaluate(), or remove model()",
+            )
+
+    def source_hash(self) -> str:
+        """SHA-256 of the functions' sources, for code that has no file (notebooks)."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            function = getattr(self, field.name)
+            digest.update(f"{field.name}\0{_source(function)}\0".encode())
+        return digest.hexdigest()
+
+
+def _source(function: object) -> str:
+    if function is None:
+        return ""
+    try:
+        return inspect.getsource(function)  # pyright: ignore[reportArgumentType]
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        return f"{code.co_code.hex()} {code.co_consts!r}" if code else repr(type(function))
+
+
+def hash_folder(directory: Path) -> str:
+    """SHA-256 over name and bytes of every Python file beside the study, in order of name."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def load_code(path: Path) -> Code:
+    """Import a study.py and pick out the functions that a study has.
+
+    Raises:
+        CodeError: The file is missing, does not import, or lacks a function.
+    """
+    module = _import(path)
+    names = [field.name for field in fields(Code)]
+    functions = {name: getattr(module, name) for name in names if callable(getattr(module, name, None))}
+    for name in ("participants", "data", "test_data"):
+        if name not in functions:
+            raise CodeError(
+                f"{path.name}: {name}(), must be defined, found nothing",
+                hint="hubbub new DIR makes a study.py that has it",
+            )
+    return Code(**functions)
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"hubbub_study_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise CodeError(
+            f"{path}, must be the study's code, found no such file",
+            hint="hubbub new DIR makes a study that runs",
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that dataclasses and worker processes find what study.py defines
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except HubbubError:
+        raise
+    except Exception as error:
+        raise CodeError(
+            f"{path.name}{_line(error, path)}, must import, {type(error).__name__}: {error}",
+            hint=f"python {path} shows the whole traceback",
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def call(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call one of the user's functions; an exception in it becomes one line that names the place.
+
+    Raises:
+        CodeError: The function raised. Its message is shown: call this at the site, or on test data.
+    """
+    try:
+        return function(*arguments)
+    except HubbubError:
+        raise
+    except Exception as error:
+        shown = ", ".join(repr(argument) for argument in arguments if isinstance(argument, str))
+        path = Path(inspect.getsourcefile(function) or "study.py")
+        raise CodeError(
+            f"{path.name}{_line(error, path)}: {function.__name__}({shown}), must not raise, "
+            f"{type(error).__name__}: {error}",
+            hint=f"call {function.__name__}({shown}) in a Python prompt for the whole traceback",
+        ) from error
+
+
+def _line(error: Exception, path: Path) -> str:
+    lines: list[int] = []
+    trace = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path:
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    return f":{lines[-1]}" if lines else ""

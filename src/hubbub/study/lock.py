@@ -1,0 +1,46 @@
+"""study.lock: what a plan needs to know of code and data, so that planning imports neither."""
+
+from pathlib import Path
+
+import msgspec
+
+from hubbub.errors import StudyError
+
+
+class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Public facts of a study's code and data.
+
+    Args:
+        format: Version of this file, 1.
+        code_hash: SHA-256 of the study's Python files.
+        schema_hash: SHA-256 of the declared columns the data was checked against.
+        parameters: Number of parameters d.
+        slots: Public number of slots N_i of each participant.
+    """
+
+    format: int
+    code_hash: str
+    schema_hash: str
+    parameters: int
+    slots: dict[str, int]
+
+
+def read_lock(path: Path) -> Lock | None:
+    """Read study.lock; None where there is none.
+
+    Raises:
+        StudyError: The file is not a lock.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Lock)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise StudyError(
+            f"{path.name}, must be what hubbub check wrote, {error}", hint=f"rm {path} && hubbub check {path.parent}"
+        ) from None
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Write study.lock for people to read: one line per participant."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(lock, order="sorted"), indent=1) + b"\n")

@@ -1,0 +1,134 @@
+"""Rules that join several settings of a study; each is a sentence and a hint."""
+
+import math
+from collections.abc import Iterator
+
+from hubbub.errors import StudyError
+from hubbub.study.config import Settings
+
+LARGEST_DELTA = 1e-5
+
+
+def check_rules(settings: Settings, source: str) -> None:
+    """Refuse the first combination of settings that cannot be meant.
+
+    Raises:
+        StudyError: With where, rule, found and a hint.
+    """
+    for rules in (_privacy, _cohort, _sampling, _training):
+        for where, rule, found, hint in rules(settings):
+            raise StudyError(f"{source}: {where}, {rule}, found {found}", hint=hint)
+
+
+type_of_rule = Iterator[tuple[str, str, str, str]]
+
+
+def _privacy(settings: Settings) -> type_of_rule:
+    privacy = settings.privacy
+    if privacy.noise == "distributed":
+        yield (
+            "privacy.noise",
+            "'distributed' needs secure aggregation",
+            "no secure aggregation in this version; nothing planned",
+            'noise = "server" trusts the coordinator with un-noised sums; noise = "local" trusts nobody',
+        )
+    if privacy.noise == "none":
+        if privacy.epsilon is not None:
+            yield "privacy.epsilon", "must be left out without noise", repr(privacy.epsilon), "remove epsilon"
+        if privacy.noise_source != "os":
+            yield (
+                "privacy.noise_source",
+                "must be left out without noise",
+                repr(privacy.noise_source),
+                "remove noise_source",
+            )
+    elif privacy.epsilon is None:
+        yield "privacy.epsilon", f"is required with noise = {privacy.noise!r}", "nothing", "epsilon = 3.0"
+    if privacy.delta > LARGEST_DELTA:
+        yield "privacy.delta", f"must be at most {LARGEST_DELTA:g}", repr(privacy.delta), f"delta = {LARGEST_DELTA:g}"
+
+
+def _cohort(settings: Settings) -> type_of_rule:
+    cohort = settings.cohort
+    for key, owner in (("size", "fixed"), ("probability", "secret-poisson")):
+        value = getattr(cohort, key)
+        if cohort.participants == owner and value is None:
+            yield f"cohort.{key}", f"is required with participants = {owner!r}", "nothing", f"add cohort.{key}"
+        if cohort.participants != owner and value is not None:
+            yield (
+                f"cohort.{key}",
+                f"belongs to participants = {owner!r}",
+                f"participants = {cohort.participants!r}",
+                f"remove cohort.{key}, or participants = {owner!r}",
+            )
+    if cohort.participants == "secret-poisson" and settings.privacy.noise == "local":
+        yield (
+            "cohort.participants",
+            "'secret-poisson' amplifies nothing where each participant adds its own noise",
+            "noise = 'local'",
+            'participants = "everyone" or "fixed"',
+        )
+    if cohort.participants == "secret-poisson" and settings.privacy.unit == "example":
+        yield (
+            "cohort.participants",
+            "'secret-poisson' protects unit = 'client'",
+            "unit = 'example'",
+            'participants = "everyone" or "fixed", and sample examples under [sampling]',
+        )
+
+
+def _sampling(settings: Settings) -> type_of_rule:
+    sampling, unit = settings.sampling, settings.privacy.unit
+    if unit == "client" and sampling.examples == "poisson":
+        yield (
+            "sampling.examples",
+            "'poisson' belongs to unit = 'example'",
+            "unit = 'client'",
+            "remove [sampling]: local epochs use every example",
+        )
+    if sampling.examples == "poisson" and sampling.probability is None:
+        yield "sampling.probability", "is required with examples = 'poisson'", "nothing", "probability = 0.25"
+    if sampling.examples == "everything" and sampling.probability is not None:
+        yield (
+            "sampling.probability",
+            "belongs to examples = 'poisson'",
+            f"examples = {sampling.examples!r}",
+            'examples = "poisson"',
+        )
+
+
+_UNIT = {"dp-sgd": "example", "local-dp-sgd": "example", "fedavg": "client", "fedavgm": "client"}
+
+
+def _training(settings: Settings) -> type_of_rule:
+    training, privacy = settings.training, settings.privacy
+    unit = _UNIT[training.algorithm]
+    if unit != privacy.unit:
+        fitting = ", ".join(repr(name) for name, kind in _UNIT.items() if kind == privacy.unit)
+        yield (
+            "training.algorithm",
+            f"{training.algorithm!r} protects unit = {unit!r}",
+            f"unit = {privacy.unit!r}",
+            f"algorithm: {fitting}",
+        )
+    if training.algorithm == "local-dp-sgd" and privacy.noise not in {"local", "none"}:
+        yield (
+            "privacy.noise",
+            "'local-dp-sgd' adds its noise at every local step",
+            f"noise = {privacy.noise!r}",
+            'noise = "local"',
+        )
+    if training.algorithm == "fedavg" and training.momentum:
+        yield (
+            "training.momentum",
+            "plain 'fedavg' has no server momentum",
+            repr(training.momentum),
+            'algorithm = "fedavgm"',
+        )
+    if privacy.retries is not None and privacy.retries > training.rounds:
+        yield (
+            "privacy.retries",
+            "must not exceed training.rounds",
+            repr(privacy.retries),
+            f"retries = {max(2, math.ceil(training.rounds / 100))}",
+        )
