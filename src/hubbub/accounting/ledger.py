@@ -1,0 +1,325 @@
+"""The budget ledger of the datasets in one home: what was granted, reserved, spent, for ever.
+
+Events are stored, never epsilons, and the state is a fold over them. Writers in any number of processes are
+serialised by SQLite; an entry is durable when `append` returns.
+
+States of a run: reserved (its whole schedule counts) -> charged, attempt by attempt -> settled (attempts
+never opened return, where a filter guards the dataset). A crash leaves it reserved: over-counted, never
+under-counted.
+
+*Trust:* whoever can write this file can spend a dataset's budget twice; it stays with the data owner.
+"""
+
+import math
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
+from hubbub.errors import BudgetError, InputError
+from hubbub.events import (
+    AnyEvent,
+    BudgetCharged,
+    BudgetGranted,
+    BudgetReserved,
+    BudgetSettled,
+    decode_event,
+    encode_event,
+)
+
+SAFETY = 1e-9
+"""Relative room for the last digits of two computations of the same sum."""
+
+
+@dataclass
+class RunAccount:
+    """One run's reservation and what became of it."""
+
+    reserved: BudgetReserved
+    charged: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    is_settled: bool = False
+
+    def counted(self, kind: str) -> int:
+        """Attempts that count against a grant of this kind."""
+        return len(self.charged) if self.is_settled and kind == "filter" else self.reserved.attempts
+
+
+@dataclass
+class Accounts:
+    """The fold of all ledger events."""
+
+    grants: dict[str, BudgetGranted] = field(default_factory=dict[str, BudgetGranted])
+    runs: dict[str, RunAccount] = field(default_factory=dict[str, RunAccount])
+
+    def apply(self, event: AnyEvent) -> None:
+        """Fold one more event in."""
+        match event:
+            case BudgetGranted():
+                self.grants[event.dataset] = event
+            case BudgetReserved():
+                self.runs[event.run] = RunAccount(event)
+            case BudgetCharged():
+                self.runs[event.run].charged.add((event.round_number, event.attempt))
+            case BudgetSettled():
+                self.runs[event.run].is_settled = True
+            case _:
+                pass
+
+    def uses(self, dataset: str) -> list[Use]:
+        """Noised schedules of a dataset, with the attempts that count."""
+        kind = self.grants[dataset].kind if dataset in self.grants else "filter"
+        accounts = [run for run in self.runs.values() if dataset in run.reserved.datasets]
+        return [(run.reserved, run.counted(kind)) for run in accounts if is_private(run.reserved)]
+
+    def unprotected_runs(self, dataset: str) -> int:
+        """Runs without noise on a dataset: no epsilon bounds what they showed."""
+        runs = [run.reserved for run in self.runs.values() if dataset in run.reserved.datasets]
+        return sum(not is_private(reserved) for reserved in runs)
+
+
+class Ledger:
+    """A durable list of ledger events, and the only way to add to it.
+
+    Args:
+        path: SQLite file; made, readable by its owner only, where there is none.
+
+    Raises:
+        InputError: The file is no ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._accounts = Accounts()
+        self._last = 0
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with self._named_errors():
+            self._database = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.execute("CREATE TABLE IF NOT EXISTS entry (id INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def append(self, decide: Callable[[Accounts], Sequence[AnyEvent]]) -> list[AnyEvent]:
+        """Decide on the newest state and append what was decided, all or nothing, in one transaction.
+
+        Args:
+            decide: Given the accounts as they are now, returns events to append, or raises to refuse.
+
+        Returns:
+            The events, durable.
+        """
+        with self._named_errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                events = list(decide(self._read()))
+                for event in events:
+                    self._database.execute("INSERT INTO entry (body) VALUES (?)", (encode_event(event),))
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+        return events
+
+    def accounts(self) -> Accounts:
+        """The accounts as they are now."""
+        with self._named_errors():
+            return self._read()
+
+    def history(self) -> list[AnyEvent]:
+        """Every event ever appended, in order."""
+        with self._named_errors():
+            rows = self._database.execute("SELECT body FROM entry ORDER BY id").fetchall()
+        return [decode_event(body) for (body,) in rows]
+
+    def _read(self) -> Accounts:
+        rows = self._database.execute("SELECT id, body FROM entry WHERE id > ? ORDER BY id", (self._last,))
+        for identity, body in rows.fetchall():
+            self._accounts.apply(decode_event(body))
+            self._last = identity
+        return self._accounts
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, KeyError) as error:
+            raise InputError(
+                f"{self.path}, must be a budget ledger, {error}; nothing spent",
+                hint="restore it from a copy; a new ledger would forget what was spent",
+            ) from None
+
+    def grant(self, grants: Sequence[BudgetGranted]) -> None:
+        """Set or change what datasets may spend.
+
+        A filter keeps its order and its unit for ever: only epsilon may change.
+
+        Raises:
+            BudgetError: Another kind, unit, delta or order than the dataset has, or less than it has spent.
+        """
+        self.append(lambda accounts: [_checked(accounts, grant) for grant in grants])
+
+    def reserve(self, reserved: BudgetReserved, *, sandbox_delta: float | None = None) -> list[AnyEvent]:
+        """Set a whole schedule aside on all datasets, or refuse and change nothing.
+
+        Args:
+            reserved: What the run will do.
+            sandbox_delta: Delta of the automatic grant for datasets without one; None refuses those.
+
+        Returns:
+            The events appended: new sandbox grants and the reservation.
+
+        Raises:
+            BudgetError: A dataset has no budget for it; nothing trained, nothing spent.
+        """
+
+        def decide(accounts: Accounts) -> list[AnyEvent]:
+            if reserved.run in accounts.runs:
+                raise BudgetError(
+                    f"run {reserved.run}, is reserved once, found a second time; nothing trained, nothing spent",
+                    hint="start a new run",
+                )
+            new = _sandbox_grants(accounts, reserved, sandbox_delta)
+            _admit(accounts.grants | {grant.dataset: grant for grant in new}, accounts, reserved)
+            return [*new, reserved]
+
+        return self.append(decide)
+
+    def charge(self, run: str, round_number: int, attempt: int) -> None:
+        """Charge one attempt, durably; the second time for the same attempt changes nothing.
+
+        Raises:
+            BudgetError: The run is not reserved, is settled, or has used all its attempts.
+        """
+        known = self._accounts.runs.get(run)
+        if known is not None and (round_number, attempt) in known.charged:
+            return
+
+        def decide(accounts: Accounts) -> list[AnyEvent]:
+            account = accounts.runs.get(run)
+            if account is None or account.is_settled:
+                raise BudgetError(
+                    f"run {run}, must hold a reservation, found none that is open; nothing sent, nothing spent",
+                    hint="start a new run",
+                )
+            if (round_number, attempt) in account.charged:
+                return []
+            if len(account.charged) >= account.reserved.attempts:
+                raise BudgetError(
+                    f"run {run}, may open {account.reserved.attempts} attempts, found one more; "
+                    "nothing sent, nothing spent",
+                    hint="plan with more privacy.retries",
+                )
+            return [BudgetCharged(run=run, round_number=round_number, attempt=attempt)]
+
+        self.append(decide)
+
+    def settle(self, run: str) -> BudgetSettled:
+        """Close a run's reservation: only what was charged counts from now on, where a filter guards."""
+
+        def decide(accounts: Accounts) -> list[AnyEvent]:
+            return [BudgetSettled(run=run, charged=len(accounts.runs[run].charged))]
+
+        (settled,) = self.append(decide)
+        return settled  # pyright: ignore[reportReturnType]
+
+
+def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
+    before = accounts.grants.get(grant.dataset)
+    if before is not None:
+        for name in ("unit", "kind", "delta", "order"):
+            was, now = getattr(before, name), getattr(grant, name)
+            if was != now:
+                raise BudgetError(
+                    f"{grant.dataset}: {name}, is fixed when a budget is made, found {now!r} after {was!r}; "
+                    "nothing granted",
+                    hint=f"hubbub budget grant {grant.dataset} --epsilon {grant.epsilon:g}",
+                )
+    spent = composed(grant, accounts.uses(grant.dataset))
+    if grant.epsilon < spent:
+        raise BudgetError(
+            f"{grant.dataset}, must be granted at least the epsilon {spent:.4f} it has spent, "
+            f"found {grant.epsilon:g}; nothing granted",
+            hint=f"hubbub budget grant {grant.dataset} --epsilon {math.ceil(spent * 10) / 10:g}",
+        )
+    return grant
+
+
+def _sandbox_grants(accounts: Accounts, reserved: BudgetReserved, delta: float | None) -> list[BudgetGranted]:
+    missing = [dataset for dataset in reserved.datasets if dataset not in accounts.grants]
+    if not is_private(reserved) or not missing:
+        return []
+    if delta is None:
+        raise BudgetError(
+            f"{missing[0]}, has no budget, nothing was granted; nothing trained, nothing spent",
+            hint=f"hubbub budget grant {missing[0]} --epsilon 3 --delta 1e-5 --unit {reserved.unit}",
+        )
+    pattern = sandbox_grant(missing[0], reserved, delta)
+    return [
+        BudgetGranted(**{name: getattr(pattern, name) for name in pattern.__struct_fields__} | {"dataset": dataset})
+        for dataset in missing
+    ]
+
+
+def _admit(grants: dict[str, BudgetGranted], accounts: Accounts, reserved: BudgetReserved) -> None:
+    """Raise unless every dataset has room for the whole schedule; equal accounts are composed once."""
+    known: set[bytes] = set()
+    for dataset in reserved.datasets:
+        grant = grants.get(dataset)
+        if grant is None or (not is_private(reserved) and grant.granted_by == "sandbox"):
+            continue  # a run without noise on a sandbox: recorded, and no claim is made for it
+        if grant.unit != reserved.unit:
+            raise BudgetError(
+                f"{dataset}, has a budget for unit = {grant.unit!r}, this study protects unit = {reserved.unit!r}; "
+                "nothing trained, nothing spent",
+                hint=f"unit = {grant.unit!r} in study.toml",
+            )
+        if not is_private(reserved):
+            raise BudgetError(
+                f"{dataset}, has a budget of epsilon {grant.epsilon:g}, this study adds no noise; "
+                "nothing trained, nothing spent",
+                hint='noise = "server", or work on data without a budget',
+            )
+        uses = accounts.uses(dataset)
+        key = b"|".join([encode_event(grant).replace(dataset.encode(), b""), *(encode_event(u) + b"%d" % n for u, n in uses)])
+        if key not in known:
+            _admit_one(grant, uses, reserved)
+            known.add(key)
+
+
+def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) -> None:
+    if grant.kind == "schedule":
+        used = sum(use.plan_hash == reserved.plan_hash for use, _ in uses)
+        if used >= grant.plan_hashes.count(reserved.plan_hash):
+            raise BudgetError(
+                f"{grant.dataset}, admits its listed plans only, found plan {reserved.plan_hash[:12]} "
+                f"listed {grant.plan_hashes.count(reserved.plan_hash)} times and run {used} times; "
+                "nothing trained, nothing spent",
+                hint="a schedule is fixed in advance; other plans need another dataset's budget",
+            )
+        return
+    spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
+    if total > grant.epsilon * (1 + SAFETY):
+        fitting = _fitting(grant, uses, reserved)
+        enough = math.ceil(total * 10) / 10
+        raise BudgetError(
+            f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
+            f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
+            hint=f"{fitting} rounds fit, or ask for more: hubbub budget grant {grant.dataset} --epsilon {enough:g}",
+        )
+
+
+def _fitting(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) -> int:
+    """How many attempts of this run would fit."""
+    low, high = 0, reserved.attempts
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = composed(grant, [*uses, (reserved, middle)]) <= grant.epsilon
+        low, high = (middle, high) if fits else (low, middle)
+    return low

@@ -1,0 +1,197 @@
+"""Everything that is ever recorded: one frozen type per kind of event.
+
+Ledger, report and metrics are folds over these: ``state = reduce(apply, events, start)``. Every field is
+`Public` (known to all before any data is read, or chosen by somebody who has not seen data) or `Released`
+(computed from data, after a mechanism made it private, or named as unprotected in the claim). There is no
+third kind: a type that needs one does not belong here.
+
+*Trust:* whoever writes the file can write anything; what makes it evidence is the log that holds it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from hubbub.errors import InputError
+
+Value = TypeVar("Value")
+Public = Annotated[Value, Meta(extra={"exposure": "public"})]
+Released = Annotated[Value, Meta(extra={"exposure": "released"})]
+
+EventDocument = dict[str, Any]
+"""A DpEvent as JSON; `accounting.codec` says what it may hold."""
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="event"):
+    """Something that happened; immutable, one line of JSON."""
+
+
+class RunStarted(Event, tag="run-started"):
+    """A run begins: what it is bound to."""
+
+    run: Public[str]
+    study: Public[str]
+    plan_hash: Public[str]
+    code_hash: Public[str]
+    noise_source: Public[str]
+    versions: Public[dict[str, str]]
+
+
+class ParticipantJoined(Event, tag="participant-joined"):
+    """A participant takes part, with so many slots and data that it committed to under its own salt."""
+
+    run: Public[str]
+    participant: Public[str]
+    slots: Public[int]
+    data_commitment: Public[str]
+
+
+class BudgetGranted(Event, tag="budget-granted"):
+    """An owner allows its dataset to be used up to (epsilon, delta).
+
+    Kind "filter" admits any run while RDP at `order` fits; "schedule" admits the listed plans only.
+    """
+
+    dataset: Public[str]
+    unit: Public[str]
+    kind: Public[Literal["filter", "schedule"]]
+    epsilon: Public[float]
+    delta: Public[float]
+    order: Public[float]
+    plan_hashes: Public[tuple[str, ...]]
+    granted_by: Public[Literal["sandbox", "owner"]]
+
+
+class BudgetReserved(Event, tag="budget-reserved"):
+    """A whole schedule is set aside for a run: `attempts` times `dp_event` on each dataset, before round 1."""
+
+    run: Public[str]
+    plan_hash: Public[str]
+    unit: Public[str]
+    datasets: Public[tuple[str, ...]]
+    dp_event: Public[EventDocument]
+    attempts: Public[int]
+    inflation: Public[float]
+
+
+class BudgetCharged(Event, tag="budget-charged"):
+    """One round attempt is spent, on disk before any update leaves its participant."""
+
+    run: Public[str]
+    round_number: Public[int]
+    attempt: Public[int]
+
+
+class BudgetSettled(Event, tag="budget-settled"):
+    """A run ended; attempts never opened return to datasets that a filter guards."""
+
+    run: Public[str]
+    charged: Public[int]
+
+
+class RoundClosed(Event, tag="round-closed"):
+    """A round's sum was released and the model moved. `participants` is None where the cohort is secret."""
+
+    run: Public[str]
+    round_number: Public[int]
+    attempt: Public[int]
+    participants: Public[int | None]
+    step_norm: Released[float]
+
+
+class RoundFailed(Event, tag="round-failed"):
+    """A round attempt was given up; `reason` comes from a closed list and reads nothing private."""
+
+    run: Public[str]
+    round_number: Public[int]
+    attempt: Public[int]
+    reason: Public[str]
+
+
+class Evaluated(Event, tag="evaluated"):
+    """The model after a round, measured on test records disjoint from training (named in the claim)."""
+
+    run: Public[str]
+    round_number: Public[int]
+    metrics: Released[dict[str, float]]
+
+
+class RunFinished(Event, tag="run-finished"):
+    """The last round is closed; the model has this hash."""
+
+    run: Public[str]
+    rounds: Public[int]
+    model_hash: Released[str]
+
+
+AnyEvent = (
+    RunStarted
+    | ParticipantJoined
+    | BudgetGranted
+    | BudgetReserved
+    | BudgetCharged
+    | BudgetSettled
+    | RoundClosed
+    | RoundFailed
+    | Evaluated
+    | RunFinished
+)
+
+_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+def decode_event(line: bytes | str) -> AnyEvent:
+    """Read one event.
+
+    Raises:
+        InputError: The bytes are no event; one line says why.
+    """
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"event, must be one JSON object of a known kind, {error}",
+            hint="an event file is written by hubbub only: restore it from a copy",
+        ) from None
+
+
+def encode_event(event: Event) -> bytes:
+    """One event as one line of JSON, without the newline; the same event gives the same bytes."""
+    return msgspec.json.encode(event, order="deterministic")
+
+
+def read_events(path: Path) -> list[AnyEvent]:
+    """Read an event file, in order.
+
+    Raises:
+        InputError: The file cannot be read, or a line is no event.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path}, must be an event file, {error.strerror or error}", hint="name the folder of a run"
+        ) from None
+    return [decode_event(line) for line in lines]
+
+
+class EventFile:
+    """The events of one run as a file of lines. The only way to write it is `append`.
+
+    Args:
+        path: A file that does not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+
+    def append(self, event: Event) -> None:
+        """Write one event; it is in the file when this returns."""
+        self._file.write(encode_event(event) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

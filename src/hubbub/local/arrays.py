@@ -1,0 +1,92 @@
+"""The ndarray hook: any framework that takes and returns arrays, as a learner (client-level privacy only)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
+
+from hubbub.errors import CodeError
+from hubbub.local.layout import Layout
+from hubbub.mechanism import Mechanism
+from hubbub.study import Code, Examples, Slots
+from hubbub.study.code import call
+from hubbub.study.config import Training
+
+
+class ArrayModel:
+    """The user's `parameters`, `train` and `evaluate` as a learner.
+
+    Args:
+        code: The study's functions.
+
+    Raises:
+        CodeError: `parameters()` fails or returns no finite arrays.
+    """
+
+    def __init__(self, code: Code) -> None:
+        self._code = code
+        arrays = call(code.parameters or dict)
+        if not isinstance(arrays, dict) or not arrays:
+            raise CodeError(
+                f"parameters(), must return arrays by name, found {type(arrays).__name__}",
+                hint='return {"weights": np.zeros(30), "bias": np.zeros(1)}',
+            )
+        named = {str(name): np.asarray(array) for name, array in arrays.items()}
+        self.layout = Layout.of(named)
+        self._initial = self.layout.flatten(named, "parameters()")
+        if not np.isfinite(self._initial).all():
+            raise CodeError("parameters(), must be finite, found a NaN or an infinity", hint="np.zeros(...)")
+
+    @property
+    def dimension(self) -> int:
+        """Number of trained parameters d."""
+        return self.layout.size
+
+    def initial(self) -> Float32[np.ndarray, " params"]:
+        """What `parameters()` returned."""
+        return self._initial.copy()
+
+    def clipped_sums(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        slots: Slots,
+        drawn: Int[np.ndarray, " drawn"],
+        mechanism: Mechanism,
+    ) -> Iterator[Float[np.ndarray, " params"]]:
+        """Refuse: the hook gives no per-example gradients.
+
+        Raises:
+            CodeError: Always.
+        """
+        raise CodeError(
+            "train(), protects whole participants only, found unit = 'example'",
+            hint='unit = "client", or define model() for record-level privacy',
+        )
+
+    def update(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        slots: Slots,
+        training: Training,  # noqa: ARG002, the user's train() has its own settings
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " params"]:
+        """The user's training on the real records; zeros where there is none."""
+        if not slots.is_real.any():
+            return np.zeros(self.dimension)
+        trained = call(self._code.train or dict, self.layout.unflatten(parameters), _records(slots), rng)
+        return self.layout.flatten(trained, "train()").astype(np.float64) - parameters
+
+    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
+        """The user's metrics on the test records."""
+        metrics: Any = call(self._code.evaluate or dict, self.layout.unflatten(parameters), _records(slots))
+        return {str(name): float(value) for name, value in metrics.items()}
+
+    def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
+        """The arrays by name."""
+        return self.layout.unflatten(parameters)
+
+
+def _records(slots: Slots) -> Examples:
+    return Examples(slots.x[slots.is_real], slots.y[slots.is_real])

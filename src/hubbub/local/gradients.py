@@ -1,0 +1,123 @@
+"""Per-example clipped gradient sums, in microbatches of one fixed shape.
+
+A record must touch one microbatch only and change nothing else in it, or the sensitivity is not what the
+mechanism says. So slots are packed in order into microbatches of exactly `MICROBATCH` rows: null slots and
+padding keep their row, with zeroed inputs and weight zero. (At another number of rows a matrix library may
+pick another kernel, and every other row's gradient changes in its last bits.)
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from hubbub.errors import CodeError
+from hubbub.mechanism import Mechanism
+from hubbub.mechanism.mechanism import MICROBATCH
+from hubbub.study import Slots
+
+
+def clipped_sums(
+    module: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    parameters: Mapping[str, Tensor],
+    *,
+    slots: Slots,
+    drawn: Int[np.ndarray, " drawn"],
+    mechanism: Mechanism,
+) -> Iterator[Float[np.ndarray, " params"]]:
+    """Yield, per microbatch, the sum of clipped per-example gradients in float64.
+
+    Args:
+        module: The model; in training mode afterwards.
+        loss: Per-example loss of (outputs, y).
+        parameters: Trained parameters by name.
+        slots: The participant's slots.
+        drawn: Indices of the slots in this round's batch.
+        mechanism: Says how far a gradient may reach.
+
+    Guarantees:
+        Each row adds a vector of norm at most `max_norm`; a null slot, padding, or a gradient that is
+        not finite adds zero. The number of microbatches depends on `len(drawn)` only.
+
+    Source:
+        Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
+    """
+    module.train()
+    gradients = per_example(module, loss)
+    for start in range(0, len(drawn), MICROBATCH):
+        x, y, weights = _pack(slots, drawn[start : start + MICROBATCH])
+        yield _clipped_sum(gradients(parameters, x, y), weights, mechanism)
+
+
+def per_example(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., dict[str, Tensor]]:
+    """A function (parameters, x, y) -> gradients with one row per example, by vmap over single examples."""
+
+    def one(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        outputs = functional_call(module, dict(parameters), (x.unsqueeze(0),))
+        return loss(outputs, y.unsqueeze(0)).sum()
+
+    return vmap(grad(one), in_dims=(None, 0, 0), randomness="different")
+
+
+def _pack(slots: Slots, rows: NDArray[Any]) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    x = np.zeros((MICROBATCH, *slots.x.shape[1:]), dtype=slots.x.dtype)
+    y = np.zeros((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype)
+    weights = np.zeros(MICROBATCH)
+    x[: len(rows)], y[: len(rows)] = slots.x[rows], slots.y[rows]
+    weights[: len(rows)] = slots.is_real[rows]
+    return torch.from_numpy(x), torch.from_numpy(y), weights
+
+
+def _clipped_sum(
+    gradients: Mapping[str, Tensor], weights: Float[np.ndarray, " rows"], mechanism: Mechanism
+) -> Float[np.ndarray, " params"]:
+    wide = [value.detach().reshape(MICROBATCH, -1).double().numpy() for value in gradients.values()]
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = sum(np.einsum("ij,ij->i", rows, rows) for rows in wide)
+    factors = weights * mechanism.clip_factors(np.sqrt(squares))
+    dropped = ~np.isfinite(squares)
+    for rows in wide:
+        rows[dropped] = 0.0
+    return np.concatenate([factors @ rows for rows in wide])
+
+
+def self_test(
+    module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], parameters: Mapping[str, Tensor], slots: Slots
+) -> None:
+    """Check that nulling one row of a microbatch leaves every other row's gradient as it was, bit for bit.
+
+    The rows are made up: shapes and dtypes are the study's, values are not anybody's.
+
+    Raises:
+        CodeError: A row's gradient depends on another row, so no clip bounds what one record adds.
+    """
+    module.train()
+    rng = np.random.default_rng(0)
+    made_up = rng.normal(size=(MICROBATCH, *slots.x.shape[1:]))
+    x = torch.from_numpy(made_up.astype(slots.x.dtype) if slots.x.dtype.kind == "f" else np.ones_like(made_up, slots.x.dtype))
+    y = torch.from_numpy(np.ones((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype))
+    gradients = per_example(module, loss)
+    before = _seeded(gradients, parameters, x, y)
+    for row in (0, MICROBATCH // 2, MICROBATCH - 1):
+        nulled_x, nulled_y = x.clone(), y.clone()
+        nulled_x[row], nulled_y[row] = 0, 0
+        after = _seeded(gradients, parameters, nulled_x, nulled_y)
+        others = [index for index in range(MICROBATCH) if index != row]
+        for name, value in before.items():
+            if not torch.equal(value[others], after[name][others]):
+                raise CodeError(
+                    f"model(): {name}, the gradient of one example must not depend on another, found that it does",
+                    hint="look for layers that share state or statistics between examples",
+                )
+
+
+def _seeded(gradients: Callable[..., dict[str, Tensor]], *arguments: Any) -> dict[str, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return gradients(*arguments)

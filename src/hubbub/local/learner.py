@@ -1,0 +1,53 @@
+"""What training asks of a model, whatever its framework."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
+
+from hubbub.mechanism import Mechanism
+from hubbub.study import Slots
+from hubbub.study.config import Training
+
+
+class Learner(Protocol):
+    """A model with a flat float32 parameter vector of length `dimension`."""
+
+    @property
+    def dimension(self) -> int:
+        """Number of trained parameters d."""
+        ...
+
+    def initial(self) -> Float32[np.ndarray, " params"]:
+        """The parameters before round 1: the same for everybody who runs the same study."""
+        ...
+
+    def clipped_sums(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        slots: Slots,
+        drawn: Int[np.ndarray, " drawn"],
+        mechanism: Mechanism,
+    ) -> Iterator[Float[np.ndarray, " params"]]:
+        """Sums of clipped per-example gradients over the drawn slots, one float64 vector per microbatch."""
+        ...
+
+    def update(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        slots: Slots,
+        training: Training,
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " params"]:
+        """New weights minus old weights after local training on every real record; zeros without one."""
+        ...
+
+    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
+        """Metrics on test records: accuracy where y has classes, and mean loss."""
+        ...
+
+    def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
+        """All arrays that make up the model, by name: what model.safetensors holds."""
+        ...

@@ -1,0 +1,162 @@
+"""A PyTorch module as a learner."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hubbub.errors import CodeError
+from hubbub.local.gradients import clipped_sums
+from hubbub.local.layout import Layout
+from hubbub.mechanism import Mechanism
+from hubbub.study import Code, Slots
+from hubbub.study.code import call
+from hubbub.study.config import Training
+
+EVALUATION_ROWS = 1024
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TorchModel:
+    """A module, its per-example loss, and one flat vector that its trained parameters are views into.
+
+    Args:
+        code: The study's functions.
+        seed: Public seed of the initialisation.
+
+    Raises:
+        CodeError: `model()` fails, mixes examples (BatchNorm), trains nothing, or is not float32.
+    """
+
+    def __init__(self, code: Code, seed: int) -> None:
+        self.loss: PerExampleLoss = code.loss or cross_entropy
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = call(code.model or nn.Identity)
+        self.module = _accept(module)
+        trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        self.layout = Layout.of({name: value.detach().numpy() for name, value in trained.items()})
+        self._initial = self.layout.flatten({n: v.detach().numpy() for n, v in trained.items()}, "model()")
+        self.parameters = list(trained.values())
+        self.flat = torch.from_numpy(self._initial.copy())
+        for value, view in zip(self.parameters, self.views(self.flat), strict=True):
+            value.data = view
+
+    @property
+    def dimension(self) -> int:
+        """Number of trained parameters d."""
+        return self.layout.size
+
+    def initial(self) -> Float32[np.ndarray, " params"]:
+        """The parameters that `model()` made under the study's seed."""
+        return self._initial.copy()
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The trained parameters as views into a flat vector."""
+        sizes = [math.prod(shape) for shape in self.layout.shapes]
+        return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
+
+    def clipped_sums(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        slots: Slots,
+        drawn: Int[np.ndarray, " drawn"],
+        mechanism: Mechanism,
+    ) -> Iterator[Float[np.ndarray, " params"]]:
+        """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
+        self.flat.copy_(torch.from_numpy(parameters))
+        named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
+        return clipped_sums(self.module, self.loss, named, slots=slots, drawn=drawn, mechanism=mechanism)
+
+    def update(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        slots: Slots,
+        training: Training,
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " params"]:
+        """Local SGD in place on the flat vector, `local_epochs` over the real records in shuffled batches.
+
+        Guarantees:
+            Deterministic in its arguments. Only ever sent after clipping: what it does inside one
+            participant is covered by client-level privacy.
+        """
+        self.flat.copy_(torch.from_numpy(parameters))
+        self.module.train()
+        real = np.flatnonzero(slots.is_real)
+        torch.manual_seed(int(rng.integers(2**63)))  # for layers that draw, such as dropout
+        for _ in range(training.local_epochs):
+            order = rng.permutation(real)
+            for start in range(0, len(order), training.batch_size):
+                rows = order[start : start + training.batch_size]
+                self._step(slots, rows, training.learning_rate)
+        return self.flat.numpy().astype(np.float64) - parameters.astype(np.float64)
+
+    def _step(self, slots: Slots, rows: Int[np.ndarray, " rows"], learning_rate: float) -> None:
+        outputs = self.module(torch.from_numpy(slots.x[rows]))
+        loss = self.loss(outputs, torch.from_numpy(slots.y[rows])).mean()
+        gradients = torch.autograd.grad(loss, self.parameters)
+        with torch.no_grad():
+            torch._foreach_add_(self.parameters, gradients, alpha=-learning_rate)  # noqa: SLF001  # pyright: ignore
+
+    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
+        """Mean loss over the test records, and accuracy where outputs are scores of classes.
+
+        One output per record is the score of class 1 against class 0; more are one score per class.
+        """
+        self.flat.copy_(torch.from_numpy(parameters))
+        self.module.eval()
+        rows = np.flatnonzero(slots.is_real)
+        loss, correct, is_classified = 0.0, 0, slots.y.dtype.kind in "iu"
+        with torch.no_grad():
+            for start in range(0, len(rows), EVALUATION_ROWS):
+                part = rows[start : start + EVALUATION_ROWS]
+                x, y = torch.from_numpy(slots.x[part]), torch.from_numpy(slots.y[part])
+                outputs = self.module(x)
+                loss += float(self.loss(outputs, y).double().sum())
+                correct += int((_classes(outputs) == y.reshape(len(part), -1)[:, 0]).sum()) if is_classified else 0
+        metrics = {"loss": loss / max(len(rows), 1)}
+        return {"accuracy": correct / max(len(rows), 1), **metrics} if is_classified else metrics
+
+    def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
+        """The module's whole state dict, frozen parameters and buffers included."""
+        self.flat.copy_(torch.from_numpy(parameters))
+        return {name: value.detach().numpy().copy() for name, value in self.module.state_dict().items()}
+
+
+def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Per-example cross-entropy of [n, classes] scores."""
+    return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
+
+
+def _classes(outputs: Tensor) -> Tensor:
+    scores = outputs.reshape(len(outputs), -1)
+    return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(dim=1)
+
+
+def _accept(module: Any) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise CodeError(
+            f"model(), must return a torch.nn.Module, found {type(module).__name__}",
+            hint="other frameworks define parameters(), train() and evaluate() instead",
+        )
+    for name, layer in module.named_modules():
+        mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  # pyright: ignore
+        if mixes or getattr(layer, "track_running_stats", False):
+            raise CodeError(
+                f"model(): {name or 'the module'}, must not mix examples, found {type(layer).__name__}",
+                hint="torch.nn.GroupNorm normalises each example by itself",
+            )
+    trained = [value for value in module.parameters() if value.requires_grad]
+    if not trained or any(value.dtype != torch.float32 for value in trained):
+        found = sorted({str(value.dtype).removeprefix("torch.") for value in trained}) or "none"
+        raise CodeError(
+            f"model(), must have trained parameters, all float32, found {found}", hint="return model.float()"
+        )
+    return module

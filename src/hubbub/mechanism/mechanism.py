@@ -1,0 +1,147 @@
+"""One object makes the guarantee: `Mechanism` clips, encodes, adds noise, and says what that costs."""
+
+import math
+from typing import Literal
+
+import msgspec
+import numpy as np
+from jaxtyping import Float, Int64, UInt32
+
+from hubbub.events import EventDocument
+from hubbub.accounting.discrete import effective_noise_multiplier
+from hubbub.cohort import ExampleSampler, ParticipantSampler
+from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors, clip_update
+from hubbub.mechanism.discrete_gaussian import discrete_gaussian
+from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
+from hubbub.randomness import Randomness
+
+MICROBATCH = 64
+"""Rows of the one fixed shape in which gradients are computed; a record touches one microbatch only."""
+
+
+class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
+    """The privacy mechanism of a study, all of it public.
+
+    Args:
+        unit: Who is protected: one record of one participant, or one participant.
+        noise: Who adds the noise: the coordinator, each participant in full, or nobody.
+        noise_source: "os" draws exact discrete Gaussians; "float-simulation" rounds numpy's floats.
+        max_norm: Clipping norm C, in units of the weights.
+        dimension: Number of parameters d.
+        scale: Power of two s that turns weights into integers.
+        largest: Largest absolute coordinate that a participant sends before noise.
+        sigma: Integer standard deviation of the noise that one sender adds; 0 without noise.
+        steps: Noised releases per round and participant (local steps of local-dp-sgd, else 1).
+        noises_steps: Whether each local step adds its own noise, so that the result is released already.
+        examples: Sampler of examples.
+        participants: Sampler of participants.
+
+    Guarantees:
+        `sensitivity` follows from `max_norm`, `scale` and how the unit is rounded; `dp_event` from
+        `sigma`, `sensitivity` and the samplers. None can be set.
+    """
+
+    unit: Literal["example", "client"]
+    noise: Literal["server", "local", "none"]
+    noise_source: Literal["os", "float-simulation"]
+    max_norm: float
+    dimension: int
+    scale: float
+    largest: int
+    sigma: int
+    steps: int
+    noises_steps: bool
+    examples: ExampleSampler
+    participants: ParticipantSampler
+
+    @property
+    def sensitivity(self) -> float:
+        """Largest L2 distance between the integer sums of neighbouring data (null-replacement).
+
+        A client's update is truncated: s C exactly. Clipped gradients are summed in float64 and rounded
+        once per microbatch: s C (1 + 2 m gamma) + sqrt(d), gamma = (m + 2) u for the matrix product.
+
+        Source:
+            Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1 (gamma).
+        """
+        if self.unit == "client":
+            return self.scale * self.max_norm
+        return integer_sensitivity(self.max_norm, self.scale, self.dimension)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z_eff = sqrt(sigma^2 - 4) / sensitivity, a 6-digit decimal rounded down; 0 without noise."""
+        return effective_noise_multiplier(self.sigma, self.sensitivity) if self.sigma else 0.0
+
+    @property
+    def dp_event(self) -> EventDocument:
+        """What one round attempt costs one unit, against whoever sees the released models and the log."""
+        return self.dp_event_at(self.noise_multiplier)
+
+    def dp_event_at(self, noise_multiplier: float) -> EventDocument:
+        """What a round attempt would cost at another noise multiplier; 0 is no noise at all."""
+        if not noise_multiplier:
+            return {"@": "NonPrivateDpEvent"}
+        release: EventDocument = {"@": "GaussianDpEvent", "noise_multiplier": noise_multiplier}
+        if self.unit == "example":
+            event = self.examples.dp_event(release)
+        else:
+            event = release if self.noise == "local" else self.participants.dp_event(release)
+        return event if self.steps == 1 else {"@": "SelfComposedDpEvent", "count": self.steps, "event": event}
+
+    def clip(self, update: Float[np.ndarray, " params"]) -> Float[np.ndarray, " params"]:
+        """Bound one participant's update; see `clip_update`."""
+        return clip_update(update, self.max_norm)
+
+    def clip_factors(self, norms: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+        """Factors that bound each record's gradient; see `clip.clip_factors`."""
+        return clip_factors(norms, self.max_norm, self.dimension)
+
+    def encode_update(self, clipped: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
+        """Integers of one clipped update; see `encode.encode_update`."""
+        return encode_update(clipped, self.scale, self.max_norm)
+
+    def encode_sum(self, total: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
+        """Integers of one microbatch's clipped gradient sum; see `encode.encode_sum`."""
+        return encode_sum(total, self.scale, self.largest)
+
+    def encode_released(self, values: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
+        """Integers of a vector that is already private: no sensitivity is claimed for it."""
+        finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        return clamp(np.rint(finite * self.scale), self.largest)
+
+    def noised(self, values: Int64[np.ndarray, " params"], randomness: Randomness) -> Int64[np.ndarray, " params"]:
+        """Add what one sender owes: discrete Gaussian noise of `sigma`, or nothing without noise."""
+        if not self.sigma:
+            return values
+        if self.noise_source == "float-simulation":
+            generator = np.random.default_rng(randomness.words(4))
+            return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
+        return values + discrete_gaussian(self.sigma, values.size, randomness)
+
+    def send(self, values: Int64[np.ndarray, " params"], randomness: Randomness) -> UInt32[np.ndarray, " params"]:
+        """What one participant sends for its integer vector: clamped, noised if noise is local, in the ring.
+
+        Guarantees:
+            With local noise nothing un-noised is returned; with server noise the result is exact and
+            must reach nobody but the coordinator.
+        """
+        clamped = clamp(values, self.largest)
+        owes_noise = self.noise == "local" and not self.noises_steps
+        return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
+
+    def release(self, total: UInt32[np.ndarray, " params"], randomness: Randomness) -> Int64[np.ndarray, " params"]:
+        """The integer sum that a round releases: noised here if the coordinator owes the noise."""
+        exact = from_ring(total)
+        return self.noised(exact, randomness) if self.noise == "server" else exact
+
+
+def integer_sensitivity(max_norm: float, scale: float, dimension: int) -> float:
+    """Sensitivity of sums of clipped gradients, rounded once per microbatch of `MICROBATCH` rows.
+
+    >>> round(integer_sensitivity(1.0, 2.0**20, 31), 3)
+    1048581.568
+    """
+    gamma = (MICROBATCH + 2) * UNIT_ROUNDOFF
+    exact = scale * max_norm * (1.0 + 2.0 * MICROBATCH * gamma) + math.sqrt(dimension)
+    return exact * (1.0 + 8.0 * UNIT_ROUNDOFF)  # these few operations round too

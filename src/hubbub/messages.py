@@ -1,0 +1,102 @@
+"""What travels between coordinator and participants. No type can carry a record.
+
+Every message names its run, plan, round and attempt, so that an answer to one question can never pass for
+an answer to another.
+
+*Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but the two types, and each
+receiver checks what is in them.
+"""
+
+import msgspec
+import numpy as np
+from jaxtyping import Float32, UInt32
+
+from hubbub.errors import InputError, RoundError
+
+
+class RoundOpened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="open"):
+    """The coordinator asks one participant to train: the model is d little-endian float32."""
+
+    run: str
+    plan_hash: str
+    round_number: int
+    attempt: int
+    parameters: bytes
+
+
+class Contribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="contribution"):
+    """A participant's answer: d little-endian uint32, one element of the ring per parameter."""
+
+    run: str
+    plan_hash: str
+    round_number: int
+    attempt: int
+    participant: str
+    values: bytes
+
+
+Message = RoundOpened | Contribution
+_decoder = msgspec.msgpack.Decoder(Message)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_message(message: Message) -> bytes:
+    """One message as bytes (msgpack)."""
+    return _encoder.encode(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Read one message.
+
+    Raises:
+        InputError: The bytes are no message.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"message, must be of a known type, {error}", hint="both sides must run the same version"
+        ) from None
+
+
+def pack_parameters(parameters: Float32[np.ndarray, " params"]) -> bytes:
+    """Model parameters as little-endian float32."""
+    return parameters.astype("<f4").tobytes()
+
+
+def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " params"]:
+    """Model parameters from the wire.
+
+    Raises:
+        RoundError: Not `dimension` finite values.
+    """
+    values = _unpack(data, "<f4", dimension, "model").astype(np.float32)
+    if not np.isfinite(values).all():
+        raise RoundError(
+            "model, must be finite, found a NaN or an infinity; nothing trained, nothing sent",
+            hint="lower training.learning_rate",
+        )
+    return values
+
+
+def pack_values(values: UInt32[np.ndarray, " params"]) -> bytes:
+    """Ring elements as little-endian uint32."""
+    return values.astype("<u4").tobytes()
+
+
+def unpack_values(data: bytes, dimension: int) -> UInt32[np.ndarray, " params"]:
+    """Ring elements from the wire.
+
+    Raises:
+        RoundError: Not `dimension` values.
+    """
+    return _unpack(data, "<u4", dimension, "contribution").astype(np.uint32)
+
+
+def _unpack(data: bytes, dtype: str, dimension: int, what: str) -> np.ndarray:
+    if len(data) != 4 * dimension:
+        raise RoundError(
+            f"{what}, must hold {dimension} parameters of 4 bytes, found {len(data)} bytes; nothing added",
+            hint="both sides must run the same plan",
+        )
+    return np.frombuffer(data, dtype=dtype)

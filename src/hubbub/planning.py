@@ -1,0 +1,238 @@
+"""Study -> Plan: everything that follows from a study without data.
+
+Approvers sign the plan's hash; the coordinator and every participant refuse to deviate from it; a verifier
+recomputes it. A plan is calibrated once: whoever checks it checks epsilon at its noise multiplier and never
+searches that number again.
+
+*Trust:* none needed: it is public, and anybody can compute it again.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import msgspec
+
+from hubbub.accounting.discrete import inflation
+from hubbub.accounting.epsilon import epsilon_after_each
+from hubbub.errors import PlanError, StudyError
+from hubbub.events import EventDocument
+from hubbub.mechanism import Mechanism, design
+from hubbub.study import Lock, Study
+from hubbub.study.config import LARGEST_DELTA, Settings
+
+RELATION = "null-replacement"
+PLAN_FORMAT = 1
+OVERHEAD_BYTES = 256
+"""Allowance for names and framing of one message."""
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds against one adversary. Epsilon None means: no bound at all."""
+
+    adversary: str
+    unit: str
+    epsilon: float | None
+    delta: float
+    amplified: bool
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What will be done, by whom, at what cost.
+
+    Args:
+        format: Version of this document.
+        study: Name of the study.
+        study_hash: SHA-256 of all settings but `[speed]`.
+        code_hash: SHA-256 of the study's code.
+        unit: "example" or "client": who is protected.
+        relation: Neighbouring relation of every epsilon here.
+        delta: The study's delta.
+        epsilon: Cost of all T + R attempts against whoever sees the released models; None is infinite.
+        epsilon_after_round: An upper bound of the cost after each of the T rounds.
+        noise_multiplier: What the accountant sees, a 6-digit decimal.
+        rounds: T.
+        retries: R, extra attempts that the plan pays for.
+        sampling_probability: Chance that one unit takes part in a round, where that chance amplifies.
+        mechanism: Clip, scale, noise and samplers.
+        dp_event: Cost of one attempt.
+        inflation: H of the discrete-noise theorem, included in every epsilon.
+        minimum: Fewest contributions U_min that a round accepts.
+        slots: Public number of slots of each participant.
+        expected_batch: What a round's sum is divided by: expected records, or expected participants.
+        bytes_down_per_round: Per participant.
+        bytes_up_per_round: Per participant.
+        messages_per_round: Per participant, both ways.
+        claims: One line per adversary.
+    """
+
+    format: int
+    study: str
+    study_hash: str
+    code_hash: str
+    unit: str
+    relation: str
+    delta: float
+    epsilon: float | None
+    epsilon_after_round: tuple[float | None, ...]
+    noise_multiplier: float
+    rounds: int
+    retries: int
+    sampling_probability: float
+    mechanism: Mechanism
+    dp_event: EventDocument
+    inflation: float
+    minimum: int
+    slots: dict[str, int]
+    expected_batch: float
+    bytes_down_per_round: int
+    bytes_up_per_round: int
+    messages_per_round: int
+    claims: tuple[Claim, ...]
+
+    @property
+    def attempts(self) -> int:
+        """Round attempts that the plan pays for, T + R."""
+        return self.rounds + self.retries
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the plan; equal studies give equal hashes."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+def make_plan(study: Study) -> Plan:
+    """Plan a study from its settings and its lock; imports neither the study's code nor torch.
+
+    Raises:
+        StudyError: The study has no current lock.
+        PlanError: No plan satisfies all settings together.
+    """
+    lock = study.current_lock
+    if lock is None:
+        raise StudyError(
+            "study.lock, must be made from the code as it is now, found none or another's; nothing planned",
+            hint=f"hubbub check {study.directory or ''}".strip(),
+        )
+    settings = study.settings
+    _check_sizes(settings, lock)
+    rounds = settings.training.rounds
+    retries = settings.privacy.retries
+    retries = max(2, math.ceil(rounds / 100)) if retries is None else retries
+    mechanism = design(
+        settings, dimension=lock.parameters, slots=tuple(lock.slots.values()), attempts=rounds + retries
+    )
+    epsilon = _epsilon_after_each(settings, mechanism, rounds + retries)
+    return Plan(
+        format=PLAN_FORMAT,
+        study=settings.study.name,
+        study_hash=settings.approved_hash(),
+        code_hash=lock.code_hash,
+        unit=mechanism.unit,
+        relation=RELATION,
+        delta=settings.privacy.delta,
+        epsilon=epsilon[-1],
+        epsilon_after_round=tuple(epsilon[:rounds]),
+        noise_multiplier=mechanism.noise_multiplier,
+        rounds=rounds,
+        retries=retries,
+        sampling_probability=_sampling_probability(mechanism),
+        mechanism=mechanism,
+        dp_event=mechanism.dp_event,
+        inflation=_inflation(mechanism, rounds + retries),
+        minimum=_minimum(settings, len(lock.slots)),
+        slots=lock.slots,
+        expected_batch=_expected_batch(mechanism, lock.slots),
+        bytes_down_per_round=4 * lock.parameters + OVERHEAD_BYTES,
+        bytes_up_per_round=4 * lock.parameters + OVERHEAD_BYTES,
+        messages_per_round=2,
+        claims=_claims(mechanism, epsilon[-1], settings.privacy.delta),
+    )
+
+
+def _check_sizes(settings: Settings, lock: Lock) -> None:
+    protected = sum(lock.slots.values()) if settings.privacy.unit == "example" else len(lock.slots)
+    largest = min(LARGEST_DELTA, 1 / (10 * protected))
+    if settings.privacy.delta > largest:
+        raise PlanError(
+            f"privacy.delta, must be at most 1/(10 N) = {largest:.3g} for N = {protected} units, "
+            f"found {settings.privacy.delta!r}; nothing planned",
+            hint=f"delta = {10 ** math.floor(math.log10(largest)):.0e}",
+        )
+    size = settings.cohort.size
+    if size is not None and size > len(lock.slots):
+        raise PlanError(
+            f"cohort.size, must be at most the roster of {len(lock.slots)}, found {size}; nothing planned",
+            hint='participants = "everyone"',
+        )
+
+
+def _minimum(settings: Settings, roster: int) -> int:
+    """Fewest contributions; for a secret cohort, fewest participants online before the secret draw."""
+    size = settings.cohort.size or roster
+    minimum = settings.cohort.minimum
+    if minimum is None:
+        return math.ceil(0.9 * size)
+    if minimum > size:
+        raise PlanError(
+            f"cohort.minimum, must be at most the {size} participants of a round, found {minimum}; nothing planned",
+            hint=f"minimum = {math.ceil(0.9 * size)}",
+        )
+    return minimum
+
+
+def _inflation(mechanism: Mechanism, attempts: int) -> float:
+    return inflation(mechanism.dimension, attempts * mechanism.steps) if mechanism.sigma else 0.0
+
+
+def _epsilon_after_each(settings: Settings, mechanism: Mechanism, attempts: int) -> list[float | None]:
+    """Cost after 1, ..., T + R attempts: (epsilon + 2H) at delta e^-H, so that the integers are covered."""
+    if not mechanism.sigma:
+        return [None] * attempts
+    h = _inflation(mechanism, attempts)
+    delta = settings.privacy.delta * math.exp(-h)
+    return [value + 2 * h for value in epsilon_after_each(mechanism.dp_event, attempts, delta)]
+
+
+def _sampling_probability(mechanism: Mechanism) -> float:
+    if mechanism.unit == "example":
+        return mechanism.examples.sampling_probability
+    return getattr(mechanism.participants, "probability", 1.0)
+
+
+def _expected_batch(mechanism: Mechanism, slots: Mapping[str, int]) -> float:
+    """What a sum is divided by; public, so that no batch size shows in the model."""
+    share = mechanism.participants.inclusion_probability(len(slots))
+    if mechanism.unit == "client" or mechanism.noises_steps:
+        return share * len(slots)
+    return share * mechanism.examples.sampling_probability * sum(slots.values())
+
+
+def _claims(mechanism: Mechanism, epsilon: float | None, delta: float) -> tuple[Claim, ...]:
+    """The trust table: one line per adversary, because who adds the noise decides who must be trusted."""
+    amplified = _sampling_probability(mechanism) < 1.0
+    secret = "which records were drawn stays at the site" if mechanism.unit == "example" else "cohorts are never published"
+    protected = "noise is in every model they see" + (f"; {secret}" if amplified else "")
+    if not mechanism.sigma:
+        server = others = (None, "no noise: whoever sees a sum or the model may learn everything in it")
+    elif mechanism.noise == "local":
+        server = others = (epsilon, "each participant adds its full noise before anything leaves it")
+    else:
+        server = (None, "it receives each contribution before noise is added")
+        others = (epsilon, protected)
+    return tuple(
+        Claim(
+            adversary=adversary,
+            unit=mechanism.unit,
+            epsilon=value,
+            delta=delta,
+            amplified=amplified and value is not None,
+            reason=reason,
+        )
+        for adversary, (value, reason) in (
+            ("coordinator", server),
+            ("other participants", others),
+            ("whoever sees the released models and the log", others),
+        )
+    )
