@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hubbub.mechanism.discrete_gaussian import build_strips, discrete_gaussian
-from hubbub.mechanism.randomness import OperatingSystemRandomness
+from hubbub.randomness import OperatingSystemRandomness
 
 
 def opendp_sampler(sigma: int) -> Callable[[int], object] | None:

@@ -23,7 +23,7 @@ from hubbub.mechanism.discrete_gaussian import (
     is_below_gaussian,
     propose,
 )
-from hubbub.mechanism.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
+from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
 
 SIGMAS = st.one_of(st.integers(1, 300), st.integers(1, 2**25), st.sampled_from([204, 205, 3057090, 2**25]))
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubbub.errors import InputError
-from hubbub.mechanism.randomness import (
+from hubbub.randomness import (
     Keystream,
     OperatingSystemRandomness,
     Randomness,
