@@ -16,10 +16,11 @@ import msgspec
 from hubbub.accounting.discrete import inflation
 from hubbub.accounting.epsilon import epsilon_after_each
 from hubbub.errors import PlanError, StudyError
-from hubbub.events import EventDocument
+from hubbub.events import BudgetReserved, EventDocument
 from hubbub.mechanism import Mechanism, design
 from hubbub.study import Lock, Study
-from hubbub.study.config import LARGEST_DELTA, Settings
+from hubbub.study.config import Settings
+from hubbub.study.rules import LARGEST_DELTA
 
 RELATION = "null-replacement"
 PLAN_FORMAT = 1
@@ -95,6 +96,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def attempts(self) -> int:
         """Round attempts that the plan pays for, T + R."""
         return self.rounds + self.retries
+
+    def epsilon_after(self, attempts: int) -> float | None:
+        """An upper bound of the cost of the first `attempts` round attempts."""
+        if attempts > self.rounds:
+            return self.epsilon
+        return self.epsilon_after_round[attempts - 1] if attempts else 0.0
+
+    def reservation(self, run: str) -> BudgetReserved:
+        """What a run of this plan sets aside on every dataset."""
+        return BudgetReserved(
+            run=run,
+            plan_hash=self.hash,
+            unit=self.unit,
+            datasets=tuple(self.slots),
+            dp_event=self.dp_event,
+            attempts=self.attempts,
+            inflation=self.inflation,
+        )
 
     @property
     def hash(self) -> str:

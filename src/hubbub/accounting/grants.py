@@ -11,8 +11,13 @@ Source:
 import math
 from collections.abc import Sequence
 
-from hubbub.accounting.epsilon import epsilon, rdp_epsilon
+import msgspec
+
+from hubbub.accounting.epsilon import ORDERS, epsilon, rdp_epsilon
+from hubbub.errors import InputError
 from hubbub.events import BudgetGranted, BudgetReserved, EventDocument
+
+LARGEST_DELTA = 1e-5
 
 Use = tuple[BudgetReserved, int]
 """A reservation and how many of its attempts count."""
@@ -44,22 +49,67 @@ def is_private(reserved: BudgetReserved) -> bool:
     return reserved.dp_event["@"] != "NonPrivateDpEvent"
 
 
+def filter_grant(
+    dataset: str, unit: str, epsilon: float, delta: float, *, order: float | None = None, granted_by: str = "owner"
+) -> BudgetGranted:
+    """Allow runs chosen one after another, up to (epsilon, delta).
+
+    Args:
+        dataset: Whose budget.
+        unit: "example" or "client": who is protected.
+        epsilon: The most that may ever be spent. Positive, finite.
+        delta: Fixed for the life of the budget.
+        order: Renyi order at which everything is composed; default: the one at which plain Gaussian noise
+            would reach epsilon first.
+        granted_by: "owner", or "sandbox" for an automatic grant.
+
+    Raises:
+        InputError: Epsilon or delta is out of range.
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise InputError(f"{dataset}: epsilon, must be a positive number, found {epsilon!r}; nothing granted", hint="--epsilon 3")
+    if not 0 < delta <= LARGEST_DELTA:
+        raise InputError(f"{dataset}: delta, must be above 0 and at most {LARGEST_DELTA:g}, found {delta!r}; nothing granted",
+                         hint=f"--delta {LARGEST_DELTA:g}")
+    if order is None:
+        log = -math.log(delta)
+        best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
+        order = float(min(ORDERS, key=lambda candidate: abs(candidate - best)))
+    return BudgetGranted(
+        dataset=dataset, unit=unit, kind="filter", epsilon=epsilon, delta=delta, order=order, plan_hashes=(),
+        granted_by=granted_by,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def schedule_grant(dataset: str, plans: Sequence[BudgetReserved], epsilon_granted: float, delta: float) -> BudgetGranted:
+    """Allow exactly these plans, listed in advance.
+
+    Raises:
+        InputError: Together they cost more than is granted, protect different units, or add no noise.
+    """
+    units = {plan.unit for plan in plans}
+    if len(units) != 1 or not all(map(is_private, plans)):
+        raise InputError(f"{dataset}: schedule, must list plans with noise for one unit, found {sorted(units)}; nothing granted",
+                         hint="list other plans")
+    granted = msgspec.structs.replace(
+        filter_grant(dataset, plans[0].unit, epsilon_granted, delta, order=0.0),
+        kind="schedule",
+        plan_hashes=tuple(plan.plan_hash for plan in plans),
+    )
+    cost = composed(granted, [(plan, plan.attempts) for plan in plans])
+    if cost > epsilon_granted:
+        raise InputError(f"{dataset}: epsilon, must cover the listed plans, which cost {cost:.4f}, found {epsilon_granted:g}; "
+                         "nothing granted", hint=f"--epsilon {math.ceil(cost * 100) / 100:g}")
+    return granted
+
+
 def sandbox_grant(dataset: str, reserved: BudgetReserved, delta: float) -> BudgetGranted:
     """Allow a dataset, at first use, twice the first run: for one person trying hubbub on a laptop.
 
     The filter's order is the one at which twice the schedule costs least, its epsilon that cost: so a
     second run always fits, and a third one is refused until somebody decides.
     """
-    twice = [repeated(reserved.dp_event, 2 * reserved.attempts)]
     h = 2 * reserved.inflation
-    cost, order = rdp_epsilon(twice, delta * math.exp(-h))
-    return BudgetGranted(
-        dataset=dataset,
-        unit=reserved.unit,
-        kind="filter",
-        epsilon=math.ceil((cost + 2 * h) * 10_000) / 10_000,
-        delta=delta,
-        order=order,
-        plan_hashes=(),
-        granted_by="sandbox",
-    )
+    cost, order = rdp_epsilon([repeated(reserved.dp_event, 2 * reserved.attempts)], delta * math.exp(-h))
+    rounded_up = math.ceil((cost + 2 * h) * 10_000) / 10_000
+    return filter_grant(dataset, reserved.unit, rounded_up, delta, order=order, granted_by="sandbox")

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
 from hubbub.errors import BudgetError, InputError
 from hubbub.events import (
@@ -30,8 +32,19 @@ from hubbub.events import (
     encode_event,
 )
 
-SAFETY = 1e-9
-"""Relative room for the last digits of two computations of the same sum."""
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """What one dataset has spent. Epsilon by the grant's accountant; None is infinite or no budget."""
+
+    dataset: str
+    unit: str
+    kind: str
+    epsilon_spent: float | None
+    epsilon_budget: float | None
+    delta: float | None
+    order: float | None
+    runs: int
+    open_runs: int
+    runs_without_noise: int
 
 
 @dataclass
@@ -53,6 +66,7 @@ class Accounts:
 
     grants: dict[str, BudgetGranted] = field(default_factory=dict[str, BudgetGranted])
     runs: dict[str, RunAccount] = field(default_factory=dict[str, RunAccount])
+    _costs: dict[bytes, float] = field(default_factory=dict[bytes, float], repr=False)
 
     def apply(self, event: AnyEvent) -> None:
         """Fold one more event in."""
@@ -74,10 +88,36 @@ class Accounts:
         accounts = [run for run in self.runs.values() if dataset in run.reserved.datasets]
         return [(run.reserved, run.counted(kind)) for run in accounts if is_private(run.reserved)]
 
-    def unprotected_runs(self, dataset: str) -> int:
-        """Runs without noise on a dataset: no epsilon bounds what they showed."""
-        runs = [run.reserved for run in self.runs.values() if dataset in run.reserved.datasets]
-        return sum(not is_private(reserved) for reserved in runs)
+    def key(self, dataset: str) -> bytes:
+        """Equal for datasets with equal grants and uses, whatever their names: they are composed once."""
+        grant = msgspec.structs.replace(self.grants[dataset], dataset="")
+        uses = (b"%d %s" % (count, encode_event(reserved)) for reserved, count in self.uses(dataset))
+        return b"|".join([encode_event(grant), *uses])
+
+    def spent(self, dataset: str) -> float:
+        """Epsilon of everything a dataset's grant has paid for or set aside, by the grant's accountant."""
+        key = self.key(dataset)
+        if key not in self._costs:
+            self._costs[key] = composed(self.grants[dataset], self.uses(dataset))
+        return self._costs[key]
+
+    def statement(self, dataset: str) -> Statement:
+        """What a dataset has spent."""
+        grant = self.grants.get(dataset)
+        runs = [run for run in self.runs.values() if dataset in run.reserved.datasets]
+        noiseless = sum(not is_private(run.reserved) for run in runs)
+        return Statement(
+            dataset=dataset,
+            unit=grant.unit if grant else "",
+            kind=grant.kind if grant else "none",
+            epsilon_spent=self.spent(dataset) if grant and not noiseless else None,
+            epsilon_budget=grant.epsilon if grant else None,
+            delta=grant.delta if grant else None,
+            order=grant.order if grant else None,
+            runs=len(runs),
+            open_runs=sum(not run.is_settled for run in runs),
+            runs_without_noise=noiseless,
+        )
 
 
 class Ledger:
@@ -132,6 +172,12 @@ class Ledger:
         with self._named_errors():
             return self._read()
 
+    def statements(self) -> list[Statement]:
+        """What every dataset has spent, by name."""
+        accounts = self.accounts()
+        used = {dataset for run in accounts.runs.values() for dataset in run.reserved.datasets}
+        return [accounts.statement(dataset) for dataset in sorted(used | set(accounts.grants))]
+
     def history(self) -> list[AnyEvent]:
         """Every event ever appended, in order."""
         with self._named_errors():
@@ -158,7 +204,7 @@ class Ledger:
     def grant(self, grants: Sequence[BudgetGranted]) -> None:
         """Set or change what datasets may spend.
 
-        A filter keeps its order and its unit for ever: only epsilon may change.
+        A filter keeps its unit, delta and order for ever: only epsilon may change. A schedule never changes.
 
         Raises:
             BudgetError: Another kind, unit, delta or order than the dataset has, or less than it has spent.
@@ -232,8 +278,13 @@ class Ledger:
 
 def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
     before = accounts.grants.get(grant.dataset)
+    if before is not None and "schedule" in {before.kind, grant.kind}:
+        raise BudgetError(
+            f"{grant.dataset}, has a {before.kind} that is fixed for ever, found a new {grant.kind}; nothing granted",
+            hint="a schedule is listed once, before any of its plans is run",
+        )
     if before is not None:
-        for name in ("unit", "kind", "delta", "order"):
+        for name in ("unit", "delta", "order"):
             was, now = getattr(before, name), getattr(grant, name)
             if was != now:
                 raise BudgetError(
@@ -261,14 +312,12 @@ def _sandbox_grants(accounts: Accounts, reserved: BudgetReserved, delta: float |
             hint=f"hubbub budget grant {missing[0]} --epsilon 3 --delta 1e-5 --unit {reserved.unit}",
         )
     pattern = sandbox_grant(missing[0], reserved, delta)
-    return [
-        BudgetGranted(**{name: getattr(pattern, name) for name in pattern.__struct_fields__} | {"dataset": dataset})
-        for dataset in missing
-    ]
+    return [msgspec.structs.replace(pattern, dataset=dataset) for dataset in missing]
 
 
 def _admit(grants: dict[str, BudgetGranted], accounts: Accounts, reserved: BudgetReserved) -> None:
     """Raise unless every dataset has room for the whole schedule; equal accounts are composed once."""
+    after = Accounts(grants, accounts.runs)
     known: set[bytes] = set()
     for dataset in reserved.datasets:
         grant = grants.get(dataset)
@@ -286,10 +335,8 @@ def _admit(grants: dict[str, BudgetGranted], accounts: Accounts, reserved: Budge
                 "nothing trained, nothing spent",
                 hint='noise = "server", or work on data without a budget',
             )
-        uses = accounts.uses(dataset)
-        key = b"|".join([encode_event(grant).replace(dataset.encode(), b""), *(encode_event(u) + b"%d" % n for u, n in uses)])
-        if key not in known:
-            _admit_one(grant, uses, reserved)
+        if (key := after.key(dataset)) not in known:
+            _admit_one(grant, after.uses(dataset), reserved)
             known.add(key)
 
 
@@ -305,7 +352,7 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) 
             )
         return
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
-    if total > grant.epsilon * (1 + SAFETY):
+    if total > grant.epsilon:
         fitting = _fitting(grant, uses, reserved)
         enough = math.ceil(total * 10) / 10
         raise BudgetError(

@@ -1,0 +1,43 @@
+"""The command line: one command = one call into the library + one print.
+
+Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed.
+
+    arguments.py   every command, option and help text
+    commands.py    check, plan, run, new
+    budget.py      budget show, grant, history
+    show.py        tables and the progress bar
+    template/      what `hubbub new` writes
+
+*Trust:* none beyond the library's; it decides nothing.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hubbub.errors import HubbubError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors are one line and a hint on standard error.
+
+    Args:
+        arguments: Without the program's name; default `sys.argv[1:]`.
+
+    Returns:
+        The exit code.
+    """
+    from hubbub.cli.arguments import parse
+
+    try:
+        command, options = parse(list(sys.argv[1:] if arguments is None else arguments))
+        command(options)
+    except HubbubError as error:
+        print(f"hubbub: error: {error.message}\nhubbub: hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("hubbub: error: stopped by Ctrl-C; what was charged stays charged", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -49,7 +49,7 @@ class Coordinator:
         self.run = run
         self.parameters = parameters
         self.round_number = 1
-        self._attempt = 0
+        self.attempt = 0
         self._failures = 0
         self._plan = plan
         self._plan_hash = plan.hash
@@ -89,7 +89,7 @@ class Coordinator:
                 f"found {self._failures} failed attempts; nothing asked",
                 hint="plan with more privacy.retries",
             )
-        self._attempt += 1
+        self.attempt += 1
         cohort = self._plan.mechanism.participants.select(online, self._randomness)
         self._waiting = set(cohort)
         self._received = 0
@@ -99,7 +99,7 @@ class Coordinator:
                 run=self.run,
                 plan_hash=self._plan_hash,
                 round_number=self.round_number,
-                attempt=self._attempt,
+                attempt=self.attempt,
                 parameters=pack_parameters(self.parameters),
             )
         )
@@ -112,7 +112,7 @@ class Coordinator:
             RoundError: Not an answer to what was asked, or a second one; nothing was added.
         """
         message = decode_message(data)
-        asked = (self.run, self._plan_hash, self.round_number, self._attempt)
+        asked = (self.run, self._plan_hash, self.round_number, self.attempt)
         if not isinstance(message, Contribution) or asked != (
             message.run,
             message.plan_hash,
@@ -120,7 +120,7 @@ class Coordinator:
             message.attempt,
         ):
             raise RoundError(
-                f"round {self.round_number}, takes answers to attempt {self._attempt} only, found another; nothing added",
+                f"round {self.round_number}, takes answers to attempt {self.attempt} only, found another; nothing added",
                 hint="a late answer is dropped, its attempt stays charged",
             )
         if message.participant not in self._waiting:
@@ -143,16 +143,16 @@ class Coordinator:
         if not is_secret and self._received < self._plan.minimum:
             self._failures += 1
             return RoundFailed(
-                run=self.run, round_number=self.round_number, attempt=self._attempt, reason="too few contributions"
+                run=self.run, round_number=self.round_number, attempt=self.attempt, reason="too few contributions"
             )
         self.parameters, norm = self._step.move(self.parameters, mechanism.release(self._total, self._randomness))
         closed = RoundClosed(
             run=self.run,
             round_number=self.round_number,
-            attempt=self._attempt,
+            attempt=self.attempt,
             participants=None if is_secret else self._received,
             step_norm=norm,
         )
         self.round_number += 1
-        self._attempt = 0
+        self.attempt = 0
         return closed

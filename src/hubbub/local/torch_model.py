@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import clipped_sums
+from hubbub.local.gradients import clipped_sums, self_test
 from hubbub.local.layout import Layout
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
@@ -61,6 +61,15 @@ class TorchModel:
         """The trained parameters as views into a flat vector."""
         sizes = [math.prod(shape) for shape in self.layout.shapes]
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
+
+    def self_test(self, example: Slots) -> None:
+        """Check on made-up records that no row of a microbatch changes another; see `gradients.self_test`.
+
+        Raises:
+            CodeError: The model does not run on the declared columns, or rows depend on each other.
+        """
+        named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
+        call(self_test, self.module, self.loss, named, example)
 
     def clipped_sums(
         self,

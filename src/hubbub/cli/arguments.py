@@ -1,0 +1,141 @@
+"""Every command, option and help text. Imports nothing heavy: `hubbub --help` is instant."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from hubbub.errors import InputError
+
+Command = Callable[[argparse.Namespace], None]
+
+_DESCRIPTION = """\
+Train one model on data that many holders keep to themselves, and prove what it cost them.
+
+a study, from nothing to a model:
+  hubbub new my-study          write a study that runs
+  hubbub check my-study        file, code and data; nothing is trained
+  hubbub plan my-study         what it will cost, and who must be trusted
+  hubbub run my-study          train under the plan
+  hubbub budget show           what the datasets have spent
+"""
+
+_CODES = "exit codes: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with our one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}, {message}", hint=f"{self.prog} --help")
+
+
+def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
+    """Read a command line.
+
+    Raises:
+        InputError: It is not one of ours.
+    """
+    parser = _parser()
+    commands = [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]  # noqa: SLF001
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if first is not None and first not in commands:
+        close = difflib.get_close_matches(first, commands, n=1)
+        raise InputError(
+            f"hubbub, must be given a command it has, found {first!r}",
+            hint=f"hubbub {close[0]}" if close else "hubbub --help",
+        )
+    if first is None and not arguments:
+        parser.print_help()
+        sys.exit(0)
+    options = parser.parse_args(arguments)
+    command: Command | None = getattr(options, "command", None)
+    if command is None:
+        raise InputError("hubbub, must be given a command, found none", hint="hubbub --help")
+    return command, options
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="hubbub",
+        description=_DESCRIPTION,
+        epilog=_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and end")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    _add_study_commands(commands)
+    _add_budget_commands(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for."""
+
+    def __init__(self, option_strings: list[str], dest: str, **others: object) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=str(others.get("help", "")))
+
+    def __call__(self, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"hubbub {version('hubbub')}")
+        sys.exit(0)
+
+
+def _lazy(module: str, function: str) -> Command:
+    def command(options: argparse.Namespace) -> None:
+        import importlib
+
+        getattr(importlib.import_module(f"hubbub.cli.{module}"), function)(options)
+
+    return command
+
+
+def _add(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, command: Command) -> _Parser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_CODES)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_study_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    new = _add(commands, "new", "write a study that runs", _lazy("commands", "new"))
+    new.add_argument("folder", metavar="DIR", help="folder to make")
+
+    check = _add(commands, "check", "check file, code and data; nothing is trained", _lazy("commands", "check"))
+    check.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
+    check.add_argument("--private", action="store_true",
+                       help="also show how many slots of each participant are null: for the data owner's eyes only")
+
+    plan = _add(commands, "plan", "show what a study will cost and who must be trusted", _lazy("commands", "plan"))
+    plan.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
+    plan.add_argument("--json", action="store_true", help="print the plan for a machine")
+
+    run = _add(commands, "run", "train under the plan, everybody in this process", _lazy("commands", "run"))
+    run.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
+    run.add_argument("--out", metavar="DIR", help="run directory, not there yet (default: runs/RUN beside the study)")
+    run.add_argument("--json", action="store_true", help="print the result for a machine")
+    run.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def _add_budget_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    budget = commands.add_parser("budget", help="what datasets may spend and have spent", epilog=_CODES,
+                                 description="What datasets may spend and have spent.")
+    actions = budget.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
+
+    show = _add(actions, "show", "show what each dataset has spent, and has left", _lazy("budget", "show"))
+    grant = _add(actions, "grant", "allow datasets to spend more", _lazy("budget", "grant"))
+    history = _add(actions, "history", "list everything the ledger holds, in order", _lazy("budget", "history"))
+    for parser in (show, grant, history):
+        parser.add_argument("--home", metavar="DIR", help="folder of the ledger (default: HUBBUB_HOME, or .hubbub here)")
+        parser.add_argument("--study", metavar="STUDY", help="use the ledger beside this study")
+    for parser in (show, history):
+        parser.add_argument("--json", action="store_true", help="print for a machine")
+    grant.add_argument("datasets", metavar="DATASET", nargs="+", help="name, or a pattern such as 'hospital-*'")
+    grant.add_argument("--epsilon", type=float, required=True, help="total epsilon that the dataset may ever spend")
+    grant.add_argument("--delta", type=float, default=1e-5, help="delta of a new budget (default: 1e-5)")
+    grant.add_argument("--unit", choices=["example", "client"], default="example",
+                       help="who a new budget protects (default: example)")
+    grant.add_argument("--plan", metavar="STUDY", action="append", default=[],
+                       help="make a schedule: exactly this plan is admitted, once for each time it is named")

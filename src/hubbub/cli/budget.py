@@ -1,0 +1,69 @@
+"""budget show, grant, history."""
+
+import argparse
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from hubbub.accounting.grants import filter_grant, schedule_grant
+from hubbub.accounting.ledger import Ledger
+from hubbub.cli import show as view
+from hubbub.engine.home import VARIABLE, home_folder, open_ledger
+from hubbub.errors import InputError
+from hubbub.events import BudgetGranted, BudgetReserved
+
+
+def show(options: argparse.Namespace) -> None:
+    """Show what each dataset has spent, and has left."""
+    ledger = _ledger(options)
+    view.statements(ledger.statements(), as_json=options.json)
+
+
+def history(options: argparse.Namespace) -> None:
+    """List everything the ledger holds."""
+    view.history(_ledger(options).history(), as_json=options.json)
+
+
+def grant(options: argparse.Namespace) -> None:
+    """Allow datasets to spend more."""
+    ledger = _ledger(options, must_exist=False)
+    known = ledger.accounts().grants
+    names = sorted({name for pattern in options.datasets for name in _matching(pattern, known)})
+    ledger.grant([_grant(name, known.get(name), options) for name in names])
+    view.statements([line for line in ledger.statements() if line.dataset in names], as_json=False)
+
+
+def _grant(name: str, before: BudgetGranted | None, options: argparse.Namespace) -> BudgetGranted:
+    if options.plan:
+        plans = [_planned(study) for study in options.plan]
+        return schedule_grant(name, plans, options.epsilon, options.delta)
+    if before is not None:
+        return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order)
+    return filter_grant(name, options.unit, options.epsilon, options.delta)
+
+
+def _matching(pattern: str, known: dict[str, BudgetGranted]) -> list[str]:
+    if not any(sign in pattern for sign in "*?["):
+        return [pattern]
+    names = [name for name in known if fnmatchcase(name, pattern)]
+    if not names:
+        raise InputError(f"{pattern!r}, must match a dataset of the ledger, found none; nothing granted",
+                         hint="hubbub budget show")
+    return names
+
+
+def _planned(study: str) -> BudgetReserved:
+    from hubbub.engine import plan
+    from hubbub.study import load_study
+
+    return plan(load_study(study)).reservation("")
+
+
+def _ledger(options: argparse.Namespace, *, must_exist: bool = True) -> Ledger:
+    beside = Path(options.study) if options.study else None
+    if beside is not None and beside.is_file():
+        beside = beside.parent
+    home = Path(options.home) if options.home else home_folder(beside)
+    if must_exist and not (home / "ledger.db").exists():
+        raise InputError(f"{home}, must hold a budget ledger, found none",
+                         hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is")
+    return open_ledger(home)

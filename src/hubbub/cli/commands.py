@@ -1,0 +1,64 @@
+"""new, check, plan, run."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from hubbub.errors import InputError
+
+TEMPLATE = Path(__file__).parent / "template"
+
+
+def new(options: argparse.Namespace) -> None:
+    """Write a study that runs."""
+    folder = Path(options.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}, must be a new or empty folder, found one that holds files; nothing written",
+                         hint="name another folder")
+    try:
+        shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise InputError(f"{folder}, must be a folder that can be made, {error.strerror}; nothing written",
+                         hint="name another folder") from None
+    print(f"wrote {folder}/study.toml and {folder}/study.py; next: hubbub run {folder}")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check file, code and data."""
+    from hubbub.cli import show
+    from hubbub.engine import prepare
+    from hubbub.study import load_study
+
+    prepared = prepare(load_study(options.study))
+    show.checked(prepared, with_null_slots=options.private)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Show the plan."""
+    from hubbub.cli import show
+    from hubbub.planning import make_plan
+    from hubbub.study import load_study
+
+    study = load_study(options.study)
+    if study.current_lock is None:
+        from hubbub.engine import check as check_study
+
+        print("hubbub: study.lock is not current: checking code and data first", file=sys.stderr)
+        study = check_study(study)
+    (show.plan_json if options.json else show.plan)(make_plan(study))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train."""
+    from hubbub.cli import show
+    from hubbub.engine import run as run_study
+    from hubbub.study import load_study
+
+    study = load_study(options.study)
+    with show.Progress(is_shown=not (options.quiet or options.json)) as progress:
+        result = run_study(study, out=options.out, watch=progress.watch)
+    if options.json:
+        show.json(result)
+    elif not options.quiet:
+        show.result(result, study.settings)

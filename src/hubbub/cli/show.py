@@ -1,0 +1,187 @@
+"""What the command line prints for a person: tables, one progress bar; and JSON for a machine."""
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from hubbub.accounting.ledger import Statement
+from hubbub.engine import RunResult
+from hubbub.engine.prepare import Prepared
+from hubbub.events import AnyEvent, BudgetCharged, Evaluated, Event, RoundClosed
+from hubbub.planning import Plan
+from hubbub.study.config import Settings
+
+MANY = 12
+"""Rows above which equal neighbours are shown as one."""
+
+
+def json(value: object) -> None:
+    """Print a value as one JSON document."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=1).decode() + "\n")
+
+
+def plan_json(plan: Plan) -> None:
+    """Print a plan with its hash."""
+    json({"plan_hash": plan.hash, **msgspec.structs.asdict(plan)})
+
+
+def plan(plan: Plan) -> None:
+    """Print a plan for a person."""
+    out, facts = Console(), _facts(f"plan of {plan.study}")
+    unit = "record" if plan.unit == "example" else "participant"
+    mechanism = plan.mechanism
+    facts.add_row("protects", f"each {unit}, under {plan.relation}")
+    facts.add_row("privacy", f"{_epsilon(plan.epsilon)} at delta {plan.delta:g}, for {plan.rounds} rounds and {plan.retries} retries")
+    facts.add_row("", "  ".join(f"round {at}: {_epsilon(plan.epsilon_after(at))}" for at in _milestones(plan.rounds)))
+    facts.add_row("mechanism", f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise by {mechanism.noise}")
+    facts.add_row("integers", f"scale 2^{_exponent(mechanism.scale)}, sensitivity {mechanism.sensitivity:.3f}, sigma {mechanism.sigma}")
+    facts.add_row("sampling", f"probability {plan.sampling_probability:g}, expected batch {plan.expected_batch:g}")
+    facts.add_row("participants", f"{len(plan.slots)} with {sum(plan.slots.values())} slots, at least {plan.minimum} in a round")
+    facts.add_row("each sends", f"{plan.bytes_up_per_round:,} bytes a round, receives {plan.bytes_down_per_round:,}")
+    facts.add_row("plan hash", plan.hash)
+    out.print(facts)
+    trust = Table("against", "epsilon", "amplified", "because", title="who must be trusted for what", box=box.SIMPLE_HEAD, title_justify="left")
+    for claim in plan.claims:
+        bound = "none: trusted" if claim.epsilon is None else f"{claim.epsilon:.4f}"
+        trust.add_row(claim.adversary, bound, "yes" if claim.amplified else "no", claim.reason)
+    out.print(trust)
+
+
+def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
+    """Print what was checked; counts of null slots only where the data owner asks."""
+    lock = prepared.study.lock
+    table = Table("participant", "slots", title=f"{prepared.study.settings.study.name}: file, code and data are as declared", box=box.SIMPLE_HEAD, title_justify="left")
+    if with_null_slots:
+        table.add_column("null slots (private)")
+    for name, slots in prepared.slots.items():
+        nulls = [str(len(slots) - int(slots.is_real.sum()))] if with_null_slots else []
+        table.add_row(name, str(len(slots)), *nulls)
+    Console().print(table)
+    if lock is not None:
+        where = prepared.study.lock_path or "in memory"
+        print(f"{lock.parameters} parameters, {sum(lock.slots.values())} slots; lock: {where}; nothing trained")
+
+
+def result(result: RunResult, settings: Settings) -> None:
+    """Print the closing table of a run."""
+    table = _facts(f"{settings.study.name}, run {result.run}")
+    table.add_row("rounds", str(result.rounds))
+    table.add_row("participants", str(result.participants))
+    for name, value in result.metrics.items():
+        goal = getattr(settings.success, name, None)
+        table.add_row(f"test {name}", f"{value:.4f}" + (f"  (goal {goal:g})" if goal is not None else ""))
+    budget = "" if result.epsilon_budget is None else f" of {result.epsilon_budget:g}"
+    table.add_row("epsilon spent", f"{_epsilon(result.epsilon_spent)}{budget} at delta {result.delta:g}")
+    if result.is_success is not None:
+        table.add_row("success", "met" if result.is_success else "not met")
+    table.add_row("time", f"{result.wall_seconds:.1f} s")
+    table.add_row("report", f"{result.out}/report.html")
+    Console().print(table)
+
+
+def statements(lines: Sequence[Statement], *, as_json: bool) -> None:
+    """Print what datasets have spent; neighbours that differ in name only share a row where there are many."""
+    if as_json:
+        json(lines)
+        return
+    table = Table("dataset", "protects", "grant", "epsilon spent", "of", "left", "delta", "runs", box=box.SIMPLE_HEAD)
+    for name, line in _grouped(lines):
+        spent, budget = line.epsilon_spent, line.epsilon_budget
+        left = "" if spent is None or budget is None else f"{max(budget - spent, 0):.4f}"
+        noiseless = f", {line.runs_without_noise} without noise" if line.runs_without_noise else ""
+        table.add_row(
+            name, line.unit, line.kind, _epsilon(spent) if line.runs or spent else "0", "" if budget is None else f"{budget:.4f}",
+            left, "" if line.delta is None else f"{line.delta:g}", f"{line.runs} ({line.open_runs} open{noiseless})",
+        )
+    Console().print(table)
+
+
+def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
+    """Print every ledger event."""
+    if as_json:
+        json(events)
+        return
+    table = Table("#", "event", "what", box=box.SIMPLE_HEAD)
+    for number, event in enumerate(events, start=1):
+        fields = {name: getattr(event, name) for name in event.__struct_fields__}
+        kind = str(type(event).__struct_config__.tag)
+        table.add_row(str(number), kind, ", ".join(f"{name} {_short(value)}" for name, value in fields.items()))
+    Console().print(table)
+
+
+class Progress:
+    """A progress bar fed by events; on a terminal only."""
+
+    def __init__(self, *, is_shown: bool) -> None:
+        self._console = Console(stderr=True)
+        self._bar = RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"), TextColumn("{task.fields[spent]}"),
+            console=self._console, disable=not (is_shown and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("checking", total=None, metrics="", spent="")
+        self._attempts = 0
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def watch(self, event: Event, plan: Plan) -> None:
+        """Move the bar by one event."""
+        if isinstance(event, BudgetCharged):
+            self._attempts += 1
+            spent = f"epsilon {_epsilon(plan.epsilon_after(self._attempts))}"
+            self._bar.update(self._task, description="training", total=plan.rounds, spent=spent)
+        elif isinstance(event, RoundClosed):
+            self._bar.update(self._task, completed=event.round_number)
+        elif isinstance(event, Evaluated):
+            self._bar.update(self._task, metrics="  ".join(f"{name} {value:.3f}" for name, value in event.metrics.items()))
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _epsilon(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4f}"
+
+
+def _milestones(rounds: int) -> list[int]:
+    return sorted({max(1, rounds * part // 4) for part in (1, 2, 3, 4)})
+
+
+def _exponent(scale: float) -> int:
+    return round(float(scale)).bit_length() - 1 if scale >= 1 else 1 - round(1 / scale).bit_length()
+
+
+def _short(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004, a line of a table
+
+
+def _grouped(lines: Sequence[Statement]) -> list[tuple[str, Statement]]:
+    if len(lines) <= MANY:
+        return [(line.dataset, line) for line in lines]
+    groups: list[list[Statement]] = []
+    for line in lines:
+        if groups and msgspec.structs.replace(line, dataset="") == msgspec.structs.replace(groups[-1][0], dataset=""):
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    return [
+        (group[0].dataset if len(group) == 1 else f"{group[0].dataset} … {group[-1].dataset} ({len(group)})", group[0])
+        for group in groups
+    ]

@@ -1,0 +1,66 @@
+"""What survives runs: the datasets' budget ledger and the participants' salts, in one folder."""
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from hubbub.accounting.ledger import Ledger
+from hubbub.errors import InputError
+from hubbub.participant.commitment import SALT_BYTES
+
+VARIABLE = "HUBBUB_HOME"
+
+
+def home_folder(beside: Path | None) -> Path:
+    """HUBBUB_HOME, or `.hubbub` beside the study."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else (beside or Path()) / ".hubbub"
+
+
+def open_ledger(home: Path) -> Ledger:
+    """The budget ledger of a home, made where there is none.
+
+    Raises:
+        InputError: The folder cannot be written, or holds no ledger of ours.
+    """
+    try:
+        return Ledger(home / "ledger.db")
+    except OSError as error:
+        raise InputError(
+            f"{home}, must be a folder that can be written, {error.strerror or error}; nothing trained, nothing spent",
+            hint=f"{VARIABLE}=DIR names another one",
+        ) from None
+
+
+def salts(home: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The 32-byte salt of each participant, made from the operating system's randomness at first use.
+
+    Raises:
+        InputError: The file of salts is damaged.
+    """
+    path = home / "salts.json"
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}
+        made = {name: secrets.token_hex(SALT_BYTES) for name in names if name not in known}
+        if made:
+            _replace(path, msgspec.json.encode(known | made))
+        return {name: bytes.fromhex(salt) for name, salt in (known | made).items()}
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise InputError(
+            f"{path}, must hold the participants' salts, {error}; nothing trained",
+            hint="restore it from a copy: with new salts old data commitments cannot be opened",
+        ) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, all of it or none."""
+    new = path.with_suffix(".new")
+    descriptor = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

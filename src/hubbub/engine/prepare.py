@@ -1,0 +1,103 @@
+"""Load and check a study's code and data, before anything trains."""
+
+import re
+from dataclasses import dataclass
+
+from hubbub.errors import CodeError
+from hubbub.local.learner import Learner
+from hubbub.planning import Plan, make_plan
+from hubbub.study import Examples, Lock, Slots, Study, conform
+from hubbub.study.code import call
+from hubbub.study.lock import write_lock
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study whose code and data were loaded and found as declared. Holds raw records: stays inside."""
+
+    study: Study
+    learner: Learner
+    slots: dict[str, Slots]
+    test: Slots
+    is_test_public: bool
+
+
+def prepare(study: Study) -> Prepared:
+    """Import the study's code, load every participant's records, check them, and renew the lock.
+
+    Raises:
+        CodeError: study.py does not import, lacks a function, mixes examples, or returns records of
+            another dtype or shape than declared; nothing trained.
+    """
+    columns = study.settings.data
+    names = call(study.code.participants)
+    _check_names(names)
+    slots = {name: conform(call(study.code.data, name), columns, f"data({name!r})") for name in names}
+    test_data = call(study.code.test_data)
+    test = conform(test_data, columns, "test_data()")
+    learner = make_learner(study, slots[names[0]])
+    lock = Lock(
+        format=1,
+        code_hash=study.code_hash,
+        schema_hash=study.schema_hash,
+        parameters=learner.dimension,
+        slots={name: len(part) for name, part in slots.items()},
+    )
+    if lock != study.lock and study.lock_path is not None:
+        write_lock(study.lock_path, lock)
+    is_public = isinstance(test_data, Examples) and test_data.public
+    return Prepared(study.with_lock(lock), learner, slots, test, is_public)
+
+
+def make_learner(study: Study, example: Slots) -> Learner:
+    """The study's model, after its self-tests on made-up records of the study's shapes.
+
+    Raises:
+        CodeError: The model cannot be trained as the study asks.
+    """
+    from hubbub.local.arrays import ArrayModel
+
+    if study.code.model is None:
+        if study.settings.privacy.unit == "example":
+            raise CodeError(
+                "train(), protects whole participants only, found unit = 'example'",
+                hint='unit = "client", or define model() for record-level privacy',
+            )
+        return ArrayModel(study.code)
+    from hubbub.local.torch_model import TorchModel
+
+    learner = TorchModel(study.code, study.settings.study.seed)
+    learner.self_test(example)
+    return learner
+
+
+def check(study: Study) -> Study:
+    """Check a study's file, code and data; nothing is trained. Writes study.lock.
+
+    Returns:
+        The study with a current lock, ready to be planned.
+
+    Raises:
+        StudyError, CodeError: With where, rule, found and a hint.
+    """
+    return prepare(study).study
+
+
+def plan(study: Study) -> Plan:
+    """Plan a study; where its lock is not current, check it first.
+
+    Raises:
+        StudyError, CodeError, PlanError: With where, rule, found and a hint.
+    """
+    return make_plan(study if study.current_lock is not None else check(study))
+
+
+def _check_names(names: object) -> None:
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) and _NAME.match(name) for name in names)
+    if not is_list or not names or len(set(names)) != len(names):
+        raise CodeError(
+            f"participants(), must return distinct names of letters, digits, '.', '_' and '-', found {str(names)[:60]!r}",
+            hint='return ["hospital-1", "hospital-2"]',
+        )

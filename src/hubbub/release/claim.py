@@ -1,0 +1,174 @@
+"""The claim of one run: what it cost, against whom, and what is not covered."""
+
+import importlib.metadata
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from hubbub.accounting.epsilon import epsilon, rdp_epsilon
+from hubbub.accounting.grants import repeated
+from hubbub.accounting.ledger import Accounts, Statement
+from hubbub.events import BudgetCharged, Evaluated, Event, ParticipantJoined, RunFinished, RunStarted
+from hubbub.planning import Claim, Plan
+from hubbub.study.config import Settings
+
+SANDBOX = (
+    "sandbox: one person ran every participant on one machine and granted the budget automatically; "
+    "nobody else approved this run"
+)
+
+
+class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
+    """claim.json. Every epsilon: null-replacement, at the delta beside it, None for infinite.
+
+    Args:
+        federation: Who stands behind the run; read this first.
+        sentence: The claim in words.
+        certifiable: Whether noise and samples came from the operating system's randomness.
+        attempts_charged: Round attempts charged, retries included.
+        epsilon_spent: Cost of these attempts by the tightest accountant.
+        epsilon_spent_rdp: The same by Renyi accounting, an independent and looser bound.
+        lifetime: Everything ever run on the dataset that has spent most, by its own grant's accountant.
+        claims: One line per adversary, for the whole plan.
+        unprotected: Quantities in the run directory that no mechanism protects.
+    """
+
+    format: int
+    federation: str
+    sentence: str
+    certifiable: bool
+    noise_source: str
+    attacked: str
+    run: str
+    study: str
+    unit: str
+    relation: str
+    delta: float
+    rounds: int
+    attempts_charged: int
+    epsilon_spent: float | None
+    epsilon_spent_rdp: float | None
+    epsilon_planned: float | None
+    epsilon_budget: float | None
+    accountant: str
+    dp_event: dict[str, object]
+    noise_multiplier: float
+    lifetime: Statement
+    claims: tuple[Claim, ...]
+    unprotected: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    metrics: dict[str, float]
+    success: dict[str, float]
+    is_success: bool | None
+    hashes: dict[str, str]
+    data_commitments: dict[str, str]
+    versions: dict[str, str]
+
+
+def make_claim(
+    plan: Plan, settings: Settings, events: Sequence[Event], *, accounts: Accounts, is_test_public: bool
+) -> ReleaseClaim:
+    """Fold a run's events into its claim.
+
+    Args:
+        plan: The plan that was run.
+        settings: The study.
+        events: All events of the run, in order.
+        accounts: The ledger as it is after the run.
+        is_test_public: Whether the test records are public.
+    """
+    start = next(event for event in events if isinstance(event, RunStarted))
+    finish = next(event for event in events if isinstance(event, RunFinished))
+    joined = [event for event in events if isinstance(event, ParticipantJoined)]
+    metrics = [event.metrics for event in events if isinstance(event, Evaluated)][-1]
+    attempts = sum(isinstance(event, BudgetCharged) for event in events)
+    spent, spent_rdp, accountant = _spent(plan, attempts)
+    success = {name: value for name, value in msgspec.to_builtins(settings.success).items() if value is not None}
+    lifetime = _lifetime(plan, accounts)
+    is_certifiable = start.noise_source == "os"
+    return ReleaseClaim(
+        format=1,
+        federation=SANDBOX,
+        sentence=_sentence(plan, spent, lifetime, is_certifiable=is_certifiable),
+        certifiable=is_certifiable,
+        noise_source=start.noise_source,
+        attacked="not attacked",
+        run=start.run,
+        study=plan.study,
+        unit=plan.unit,
+        relation=plan.relation,
+        delta=plan.delta,
+        rounds=finish.rounds,
+        attempts_charged=attempts,
+        epsilon_spent=spent,
+        epsilon_spent_rdp=spent_rdp,
+        epsilon_planned=plan.epsilon,
+        epsilon_budget=settings.privacy.epsilon,
+        accountant=accountant,
+        dp_event=plan.dp_event,
+        noise_multiplier=plan.noise_multiplier,
+        lifetime=lifetime,
+        claims=plan.claims,
+        unprotected=() if is_test_public else ("metrics on the test records, which are disjoint from training",),
+        not_covered=(
+            "a participant against itself",
+            "people whose records lie with several participants",
+            "the test records",
+        ),
+        metrics=metrics,
+        success=success,
+        is_success=_is_success(success, metrics),
+        hashes={"study": plan.study_hash, "code": plan.code_hash, "plan": plan.hash, "model": finish.model_hash},
+        data_commitments={event.participant: event.data_commitment for event in joined},
+        versions=start.versions,
+    )
+
+
+def _spent(plan: Plan, attempts: int) -> tuple[float | None, float | None, str]:
+    """Recompute the cost of the attempts that were charged."""
+    version = f"dp-accounting {importlib.metadata.version('dp-accounting')}"
+    if not plan.mechanism.sigma:
+        return None, None, version
+    delta = plan.delta * math.exp(-plan.inflation)
+    events = [repeated(plan.dp_event, attempts)]
+    spent = epsilon(events, delta)
+    tight, loose = spent.epsilon + 2 * plan.inflation, rdp_epsilon(events, delta)[0] + 2 * plan.inflation
+    return tight, loose, f"{spent.accountant} of {version}"
+
+
+def _lifetime(plan: Plan, accounts: Accounts) -> Statement:
+    statements = [accounts.statement(dataset) for dataset in plan.slots]
+    return max(statements, key=lambda line: math.inf if line.epsilon_spent is None else line.epsilon_spent)
+
+
+def _sentence(plan: Plan, spent: float | None, lifetime: Statement, *, is_certifiable: bool) -> str:
+    unit = "record" if plan.unit == "example" else "participant"
+    if spent is None:
+        return f"No noise was added: no {unit} is protected against anybody, and this model must not be released."
+    against = [claim.adversary for claim in plan.claims if claim.epsilon is not None]
+    trusted = [claim.adversary for claim in plan.claims if claim.epsilon is None]
+    slots = sum(plan.slots.values()) if plan.unit == "example" else len(plan.slots)
+    ever = (
+        f"({lifetime.epsilon_spent:.4f}, {lifetime.delta:g}) for everything ever run on it"
+        if lifetime.epsilon_spent is not None
+        else "without any bound for everything ever run on it: there were runs without noise"
+    )
+    words = (
+        f"Against {', and '.join(against)}, each {unit} of {slots} is ({spent:.4f}, {plan.delta:g})-differentially "
+        f"private under {plan.relation} for this run, and {ever}."
+    )
+    if trusted:
+        words += f" Against the {' and '.join(trusted)}: no protection; it must be trusted."
+    if not is_certifiable:
+        words += " Not certifiable: noise or samples did not come from the operating system's randomness."
+    return words
+
+
+def _is_success(success: dict[str, float], metrics: dict[str, float]) -> bool | None:
+    if not success:
+        return None
+    met = {
+        name: metrics.get(name, -math.inf if name == "accuracy" else math.inf) for name in success
+    }
+    return all(met[name] >= goal if name == "accuracy" else met[name] <= goal for name, goal in success.items())
