@@ -83,9 +83,7 @@ def main() -> None:
         print(f"hubbub is {ratio:.0f} times as fast as OpenDP")
     else:
         print("OpenDP is absent; to compare, give it an environment of its own:")
-        print(
-            "  python -m venv bench && bench/bin/pip install . opendp && bench/bin/python benchmarks/noise.py"
-        )
+        print("  python -m venv bench && bench/bin/pip install . opendp && bench/bin/python benchmarks/noise.py")
 
 
 if __name__ == "__main__":

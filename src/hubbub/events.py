@@ -28,7 +28,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     """Something that happened; immutable, one line of JSON."""
 
 
-class RunStarted(Event, tag="run-started"):
+class RunStarted(Event, frozen=True, tag="run-started"):
     """A run begins: what it is bound to."""
 
     run: Public[str]
@@ -39,7 +39,7 @@ class RunStarted(Event, tag="run-started"):
     versions: Public[dict[str, str]]
 
 
-class ParticipantJoined(Event, tag="participant-joined"):
+class ParticipantJoined(Event, frozen=True, tag="participant-joined"):
     """A participant takes part, with so many slots and data that it committed to under its own salt."""
 
     run: Public[str]
@@ -48,7 +48,7 @@ class ParticipantJoined(Event, tag="participant-joined"):
     data_commitment: Public[str]
 
 
-class BudgetGranted(Event, tag="budget-granted"):
+class BudgetGranted(Event, frozen=True, tag="budget-granted"):
     """An owner allows its dataset to be used up to (epsilon, delta).
 
     Kind "filter" admits any run while RDP at `order` fits; "schedule" admits the listed plans only.
@@ -64,7 +64,7 @@ class BudgetGranted(Event, tag="budget-granted"):
     granted_by: Public[Literal["sandbox", "owner"]]
 
 
-class BudgetReserved(Event, tag="budget-reserved"):
+class BudgetReserved(Event, frozen=True, tag="budget-reserved"):
     """A whole schedule is set aside for a run: `attempts` times `dp_event` on each dataset, before round 1."""
 
     run: Public[str]
@@ -76,7 +76,7 @@ class BudgetReserved(Event, tag="budget-reserved"):
     inflation: Public[float]
 
 
-class BudgetCharged(Event, tag="budget-charged"):
+class BudgetCharged(Event, frozen=True, tag="budget-charged"):
     """One round attempt is spent, on disk before any update leaves its participant."""
 
     run: Public[str]
@@ -84,14 +84,14 @@ class BudgetCharged(Event, tag="budget-charged"):
     attempt: Public[int]
 
 
-class BudgetSettled(Event, tag="budget-settled"):
+class BudgetSettled(Event, frozen=True, tag="budget-settled"):
     """A run ended; attempts never opened return to datasets that a filter guards."""
 
     run: Public[str]
     charged: Public[int]
 
 
-class RoundClosed(Event, tag="round-closed"):
+class RoundClosed(Event, frozen=True, tag="round-closed"):
     """A round's sum was released and the model moved. `participants` is None where the cohort is secret."""
 
     run: Public[str]
@@ -101,7 +101,7 @@ class RoundClosed(Event, tag="round-closed"):
     step_norm: Released[float]
 
 
-class RoundFailed(Event, tag="round-failed"):
+class RoundFailed(Event, frozen=True, tag="round-failed"):
     """A round attempt was given up; `reason` comes from a closed list and reads nothing private."""
 
     run: Public[str]
@@ -110,7 +110,7 @@ class RoundFailed(Event, tag="round-failed"):
     reason: Public[str]
 
 
-class Evaluated(Event, tag="evaluated"):
+class Evaluated(Event, frozen=True, tag="evaluated"):
     """The model after a round, measured on test records disjoint from training (named in the claim)."""
 
     run: Public[str]
@@ -118,7 +118,7 @@ class Evaluated(Event, tag="evaluated"):
     metrics: Released[dict[str, float]]
 
 
-class RunFinished(Event, tag="run-finished"):
+class RunFinished(Event, frozen=True, tag="run-finished"):
     """The last round is closed; the model has this hash."""
 
     run: Public[str]

@@ -139,9 +139,7 @@ def make_plan(study: Study) -> Plan:
     rounds = settings.training.rounds
     retries = settings.privacy.retries
     retries = max(2, math.ceil(rounds / 100)) if retries is None else retries
-    mechanism = design(
-        settings, dimension=lock.parameters, slots=tuple(lock.slots.values()), attempts=rounds + retries
-    )
+    mechanism = design(settings, dimension=lock.parameters, slots=tuple(lock.slots.values()), attempts=rounds + retries)
     epsilon = _epsilon_after_each(settings, mechanism, rounds + retries)
     return Plan(
         format=PLAN_FORMAT,
@@ -231,7 +229,9 @@ def _expected_batch(mechanism: Mechanism, slots: Mapping[str, int]) -> float:
 def _claims(mechanism: Mechanism, epsilon: float | None, delta: float) -> tuple[Claim, ...]:
     """The trust table: one line per adversary, because who adds the noise decides who must be trusted."""
     amplified = _sampling_probability(mechanism) < 1.0
-    secret = "which records were drawn stays at the site" if mechanism.unit == "example" else "cohorts are never published"
+    secret = (
+        "which records were drawn stays at the site" if mechanism.unit == "example" else "cohorts are never published"
+    )
     protected = "noise is in every model they see" + (f"; {secret}" if amplified else "")
     if not mechanism.sigma:
         server = others = (None, "no noise: whoever sees a sum or the model may learn everything in it")

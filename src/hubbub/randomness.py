@@ -129,8 +129,7 @@ class Randomness(ABC):
         """
         if not 0 <= size <= population:
             raise InputError(
-                f"choose, size must be from 0 to the population of {population!r}, "
-                f"this one is {size!r}; nothing drawn",
+                f"choose, size must be from 0 to the population of {population!r}, this one is {size!r}; nothing drawn",
                 hint=f"ask for fewer, e.g. choose({population!r}, {max(population, 0)!r})",
             )
         if 2 * size > population:

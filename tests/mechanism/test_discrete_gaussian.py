@@ -221,9 +221,7 @@ def test_the_exponential_is_enclosed(magnitude, sigma, bits):
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 1000), st.integers(1, 300), st.fractions(0.001, 1))
 def test_the_exact_decision_is_the_one_of_high_precision(uniform, magnitude, sigma, factor):
-    decision = is_below_gaussian(
-        uniform, magnitude, sigma, factor=factor, randomness=ScriptedRandomness([2**63])
-    )
+    decision = is_below_gaussian(uniform, magnitude, sigma, factor=factor, randomness=ScriptedRandomness([2**63]))
     with mpmath.workdps(100):
         height = mpmath.mpf(factor.numerator) / factor.denominator * gaussian(magnitude, sigma)
         assert decision == ((uniform + mpmath.mpf(0.5)) / 2**63 < height)
@@ -341,15 +339,11 @@ def test_threads_may_share_one_source():
 
 @pytest.mark.parametrize("sigma", [0, -1, 2**25 + 1])
 def test_a_sigma_that_int64_or_the_table_cannot_hold_is_refused(sigma):
-    with pytest.raises(
-        InputError, match=f"sigma must be from 1 to 33554432, this one is {sigma}; nothing drawn"
-    ):
+    with pytest.raises(InputError, match=f"sigma must be from 1 to 33554432, this one is {sigma}; nothing drawn"):
         discrete_gaussian(sigma, 1, SeededRandomness(1))
 
 
 def test_a_draw_beyond_two_to_the_31_is_refused_without_telling_it():
     wide = replace(build_strips(16), tail_width_bits=60)
-    with pytest.raises(
-        RoundError, match="a draw must be at most 2147483648 in magnitude, this one is larger; no"
-    ):
+    with pytest.raises(RoundError, match="a draw must be at most 2147483648 in magnitude, this one is larger; no"):
         draw_tail(wide, 0, SeededRandomness(11))

@@ -152,9 +152,7 @@ def test_a_stream_of_the_operating_system_takes_no_seed_and_cannot_be_copied():
 
 def test_seed_and_labels_fix_the_stream():
     assert SeededRandomness(7).name == "injected"
-    np.testing.assert_array_equal(
-        SeededRandomness(7, "noise", 3).words(9), SeededRandomness(7, "noise", 3).words(9)
-    )
+    np.testing.assert_array_equal(SeededRandomness(7, "noise", 3).words(9), SeededRandomness(7, "noise", 3).words(9))
 
 
 def test_streams_of_different_seeds_or_labels_are_unrelated():

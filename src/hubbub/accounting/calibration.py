@@ -14,39 +14,49 @@ from hubbub.errors import InputError
 _STEPS = 10**6  # noise multipliers are searched in whole steps of 10^-6
 _MOST = 10**6 * _STEPS
 _LEAP = 8.0
-_CLOSE = 4
-_STEEPNESS = 1.2  # -d log(epsilon) / d log(z), until two values are known
+_STAGES = ((SKETCH, _STEPS // 100), (SEARCH, 20), (CONFIRM, 3))
 
 _Cost = Callable[[int], float]
+_Point = tuple[int, float]  # steps of noise, epsilon / target
 
 
-def _aim(here: tuple[int, float], last: tuple[int, float] | None) -> int:
-    """Guess where the logarithm of the ratio becomes 0, from one or two points (steps, ratio)."""
-    (n, ratio), steepness = here, _STEEPNESS
-    if last and last[0] != n and last[1] not in (0.0, math.inf, ratio) and ratio not in (0.0, math.inf):
-        slope = -math.log(ratio / last[1]) / math.log(n / last[0])
-        steepness = slope if slope > 0 else steepness
-    leap = _LEAP if math.isinf(ratio) else math.exp(math.log(max(ratio, 1e-9)) / steepness)
+def _steepness(here: _Point, last: _Point, old: float) -> float:
+    """Return -d log(epsilon) / d log(z) between two points, or the old value if they cannot tell."""
+    if not (0 < here[1] < math.inf and 0 < last[1] < math.inf):
+        return old
+    slope = -math.log(here[1] / last[1]) / math.log(here[0] / last[0])
+    return slope if slope > 0 else old
+
+
+def _aim(here: _Point, steepness: float) -> int:
+    """Guess where epsilon meets its target, at most one leap away."""
+    n, ratio = here
+    leap = math.exp(math.log(min(max(ratio, 1e-9), 1e9)) / steepness)
     return math.ceil(n * min(max(leap, 1 / _LEAP), _LEAP))
 
 
-def _solve(cost: _Cost, target: float, guess: int, tolerance: int) -> int:
-    """Return steps of noise that cost at most `target`, about `tolerance` above the fewest that do."""
-    low, high, last = 0, _MOST + 1, None
+def _solve(cost: _Cost, target: float, start: tuple[int, float], tolerance: int) -> tuple[int, float]:
+    """Search by secants in logarithms, inside a bracket.
+
+    Returns:
+        Steps of noise that cost at most `target`, by estimate at most `tolerance` above the fewest that
+        do; and the steepness there.
+    """
+    (guess, steepness), low, high = start, 0, _MOST + 1
+    last: _Point | None = None
     while high - low > 1:
-        n = guess if low < guess < high else (math.isqrt(max(low, 1) * high) if low else max(high // 8, 1))
+        n = guess if low < guess < high else (math.isqrt(max(low, 1) * high) if low else high // 8)
         n = min(max(n, low + 1), high - 1)
         here = (n, cost(n) / target)
-        guess = _aim(here, last)
+        steepness = _steepness(here, last, steepness) if last else steepness
+        guess, last = _aim(here, steepness), here
         if here[1] > 1:
-            low, guess = n, max(guess, n + 1)
+            low, guess = n, guess + tolerance // 2
         else:
             high = n
             if n - guess <= tolerance:
                 break
-            guess = min(guess, n - 1)
-        last = here
-    return high
+    return high, steepness
 
 
 def _cost(make_event: Callable[[float], Event], delta: float, interval: float, steps: int) -> float:
@@ -56,8 +66,8 @@ def _cost(make_event: Callable[[float], Event], delta: float, interval: float, s
 def calibrate(make_event: Callable[[float], Event], epsilon: float, delta: float) -> float:
     """Return the smallest noise multiplier, in steps of 10^-6, that keeps an event within `epsilon`.
 
-    The search runs on a coarse grid of losses. The fine one, ten times slower, is asked only at its
-    answers; the ratio of the two moves the target of the next search.
+    Three searches on ever finer grids of losses, each starting where the last one ended; only the last,
+    which needs two or three values, runs on the grid that claims are made on.
 
     Args:
         make_event: What will be run, as a function of its noise multiplier.
@@ -65,37 +75,20 @@ def calibrate(make_event: Callable[[float], Event], epsilon: float, delta: float
         delta: Above 0, below 1.
 
     Guarantees:
-        ``epsilon([make_event(z)], delta).epsilon <= epsilon`` for the z that is returned, on the grid that
-        claims are made on. A z smaller by 10^-5 is not enough.
+        The z that is returned costs at most `epsilon`. A z smaller by 10^-5 costs more.
 
     Raises:
         InputError: Epsilon is out of range, or no noise multiplier up to 10^6 is enough.
     """
     if not 0 < epsilon < math.inf:
         raise InputError(f"epsilon, must be positive and finite, found {epsilon!r}", hint="use 8 or less")
-    sketch, search, confirm = (partial(_cost, make_event, delta, grid) for grid in (SKETCH, SEARCH, CONFIRM))
-    guess = _solve(sketch, epsilon, _STEPS, _STEPS // 100)
-    guess = _solve(search, epsilon, min(guess, _MOST), 2)
-    found = _confirm(search, confirm, epsilon, min(guess, _MOST))
-    if found > _MOST:
+    best = (_STEPS, 1.2)
+    for interval, tolerance in _STAGES:
+        cost = partial(_cost, make_event, delta, interval)
+        best = _solve(cost, epsilon, (min(best[0], _MOST), best[1]), tolerance)
+    if best[0] > _MOST:
         raise InputError(
             f"epsilon, must be reachable with a noise multiplier up to {_MOST // _STEPS}, found {epsilon!r}",
             hint="fewer rounds, a smaller sampling probability, or a larger epsilon",
         )
-    return found / _STEPS
-
-
-def _confirm(search: _Cost, confirm: _Cost, target: float, guess: int) -> int:
-    """Move the target of the coarse search until the fine grid is just satisfied."""
-    low, high = 0, _MOST + 1
-    while high - low > 1:
-        n = min(max(guess, low + 1), high - 1)
-        fine, coarse = confirm(n), search(n)
-        low, high = (n, high) if fine > target else (low, n)
-        if 0 < fine < math.inf and 0 < coarse < math.inf:
-            guess = _solve(search, target * coarse / fine, n, 1)
-        else:
-            guess = (low + high) // 2
-        if high - guess <= _CLOSE and high == n:
-            break
-    return high
+    return best[0] / _STEPS

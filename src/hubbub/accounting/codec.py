@@ -32,9 +32,7 @@ def _refuse(where: str, rule: str, found: object) -> InputError:
     except ValueError:  # an integer of more than 4300 digits
         shown = "a huge number"
     shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
-    return InputError(
-        f"{where}, {rule}, found {shown}", hint="write events with hubbub.accounting.codec.encode"
-    )
+    return InputError(f"{where}, {rule}, found {shown}", hint="write events with hubbub.accounting.codec.encode")
 
 
 def _number(value: object, where: str, most: float = math.inf) -> float:

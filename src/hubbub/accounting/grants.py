@@ -50,7 +50,13 @@ def is_private(reserved: BudgetReserved) -> bool:
 
 
 def filter_grant(
-    dataset: str, unit: str, epsilon: float, delta: float, *, order: float | None = None, granted_by: str = "owner"
+    dataset: str,
+    unit: str,
+    epsilon: float,
+    delta: float,
+    *,
+    order: float | None = None,
+    granted_by: str = "owner",
 ) -> BudgetGranted:
     """Allow runs chosen one after another, up to (epsilon, delta).
 
@@ -67,21 +73,34 @@ def filter_grant(
         InputError: Epsilon or delta is out of range.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
-        raise InputError(f"{dataset}: epsilon, must be a positive number, found {epsilon!r}; nothing granted", hint="--epsilon 3")
+        raise InputError(
+            f"{dataset}: epsilon, must be a positive number, found {epsilon!r}; nothing granted",
+            hint="--epsilon 3",
+        )
     if not 0 < delta <= LARGEST_DELTA:
-        raise InputError(f"{dataset}: delta, must be above 0 and at most {LARGEST_DELTA:g}, found {delta!r}; nothing granted",
-                         hint=f"--delta {LARGEST_DELTA:g}")
+        raise InputError(
+            f"{dataset}: delta, must be above 0 and at most {LARGEST_DELTA:g}, found {delta!r}; nothing granted",
+            hint=f"--delta {LARGEST_DELTA:g}",
+        )
     if order is None:
         log = -math.log(delta)
         best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
         order = float(min(ORDERS, key=lambda candidate: abs(candidate - best)))
     return BudgetGranted(
-        dataset=dataset, unit=unit, kind="filter", epsilon=epsilon, delta=delta, order=order, plan_hashes=(),
+        dataset=dataset,
+        unit=unit,
+        kind="filter",
+        epsilon=epsilon,
+        delta=delta,
+        order=order,
+        plan_hashes=(),
         granted_by=granted_by,  # pyright: ignore[reportArgumentType]
     )
 
 
-def schedule_grant(dataset: str, plans: Sequence[BudgetReserved], epsilon_granted: float, delta: float) -> BudgetGranted:
+def schedule_grant(
+    dataset: str, plans: Sequence[BudgetReserved], epsilon_granted: float, delta: float
+) -> BudgetGranted:
     """Allow exactly these plans, listed in advance.
 
     Raises:
@@ -89,8 +108,10 @@ def schedule_grant(dataset: str, plans: Sequence[BudgetReserved], epsilon_grante
     """
     units = {plan.unit for plan in plans}
     if len(units) != 1 or not all(map(is_private, plans)):
-        raise InputError(f"{dataset}: schedule, must list plans with noise for one unit, found {sorted(units)}; nothing granted",
-                         hint="list other plans")
+        raise InputError(
+            f"{dataset}: schedule, must list plans with noise for one unit, found {sorted(units)}; nothing granted",
+            hint="list other plans",
+        )
     granted = msgspec.structs.replace(
         filter_grant(dataset, plans[0].unit, epsilon_granted, delta, order=0.0),
         kind="schedule",
@@ -98,8 +119,11 @@ def schedule_grant(dataset: str, plans: Sequence[BudgetReserved], epsilon_grante
     )
     cost = composed(granted, [(plan, plan.attempts) for plan in plans])
     if cost > epsilon_granted:
-        raise InputError(f"{dataset}: epsilon, must cover the listed plans, which cost {cost:.4f}, found {epsilon_granted:g}; "
-                         "nothing granted", hint=f"--epsilon {math.ceil(cost * 100) / 100:g}")
+        raise InputError(
+            f"{dataset}: epsilon, must cover the listed plans, which cost {cost:.4f}, found {epsilon_granted:g}; "
+            "nothing granted",
+            hint=f"--epsilon {math.ceil(cost * 100) / 100:g}",
+        )
     return granted
 
 

@@ -13,7 +13,7 @@ under-counted.
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from hubbub.events import (
     decode_event,
     encode_event,
 )
+
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
     """What one dataset has spent. Epsilon by the grant's accountant; None is infinite or no budget."""
@@ -192,7 +193,7 @@ class Ledger:
         return self._accounts
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self) -> Generator[None]:
         try:
             yield
         except (sqlite3.Error, KeyError) as error:

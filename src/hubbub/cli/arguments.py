@@ -4,7 +4,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hubbub.errors import InputError
 
@@ -24,6 +24,9 @@ a study, from nothing to a model:
 _CODES = "exit codes: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed"
 
 
+COMMANDS = ("new", "check", "plan", "run", "budget")
+
+
 class _Parser(argparse.ArgumentParser):
     """Argparse with our one-line errors."""
 
@@ -38,10 +41,9 @@ def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
         InputError: It is not one of ours.
     """
     parser = _parser()
-    commands = [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]  # noqa: SLF001
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if first is not None and first not in commands:
-        close = difflib.get_close_matches(first, commands, n=1)
+    if first is not None and first not in COMMANDS:
+        close = difflib.get_close_matches(first, COMMANDS, n=1)
         raise InputError(
             f"hubbub, must be given a command it has, found {first!r}",
             hint=f"hubbub {close[0]}" if close else "hubbub --help",
@@ -93,20 +95,23 @@ def _lazy(module: str, function: str) -> Command:
     return command
 
 
-def _add(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, command: Command) -> _Parser:
+def _add(commands: Any, name: str, summary: str, command: Command) -> _Parser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_CODES)
     parser.set_defaults(command=command)
     return parser
 
 
-def _add_study_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_study_commands(commands: Any) -> None:
     new = _add(commands, "new", "write a study that runs", _lazy("commands", "new"))
     new.add_argument("folder", metavar="DIR", help="folder to make")
 
     check = _add(commands, "check", "check file, code and data; nothing is trained", _lazy("commands", "check"))
     check.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
-    check.add_argument("--private", action="store_true",
-                       help="also show how many slots of each participant are null: for the data owner's eyes only")
+    check.add_argument(
+        "--private",
+        action="store_true",
+        help="also show how many slots of each participant are null: for the data owner's eyes only",
+    )
 
     plan = _add(commands, "plan", "show what a study will cost and who must be trusted", _lazy("commands", "plan"))
     plan.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
@@ -119,23 +124,38 @@ def _add_study_commands(commands: "argparse._SubParsersAction[_Parser]") -> None
     run.add_argument("--quiet", action="store_true", help="print errors only")
 
 
-def _add_budget_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    budget = commands.add_parser("budget", help="what datasets may spend and have spent", epilog=_CODES,
-                                 description="What datasets may spend and have spent.")
+def _add_budget_commands(commands: Any) -> None:
+    budget = commands.add_parser(
+        "budget",
+        help="what datasets may spend and have spent",
+        epilog=_CODES,
+        description="What datasets may spend and have spent.",
+    )
     actions = budget.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
 
     show = _add(actions, "show", "show what each dataset has spent, and has left", _lazy("budget", "show"))
     grant = _add(actions, "grant", "allow datasets to spend more", _lazy("budget", "grant"))
     history = _add(actions, "history", "list everything the ledger holds, in order", _lazy("budget", "history"))
     for parser in (show, grant, history):
-        parser.add_argument("--home", metavar="DIR", help="folder of the ledger (default: HUBBUB_HOME, or .hubbub here)")
+        parser.add_argument(
+            "--home", metavar="DIR", help="folder of the ledger (default: HUBBUB_HOME, or .hubbub here)"
+        )
         parser.add_argument("--study", metavar="STUDY", help="use the ledger beside this study")
     for parser in (show, history):
         parser.add_argument("--json", action="store_true", help="print for a machine")
     grant.add_argument("datasets", metavar="DATASET", nargs="+", help="name, or a pattern such as 'hospital-*'")
     grant.add_argument("--epsilon", type=float, required=True, help="total epsilon that the dataset may ever spend")
     grant.add_argument("--delta", type=float, default=1e-5, help="delta of a new budget (default: 1e-5)")
-    grant.add_argument("--unit", choices=["example", "client"], default="example",
-                       help="who a new budget protects (default: example)")
-    grant.add_argument("--plan", metavar="STUDY", action="append", default=[],
-                       help="make a schedule: exactly this plan is admitted, once for each time it is named")
+    grant.add_argument(
+        "--unit",
+        choices=["example", "client"],
+        default="example",
+        help="who a new budget protects (default: example)",
+    )
+    grant.add_argument(
+        "--plan",
+        metavar="STUDY",
+        action="append",
+        default=[],
+        help="make a schedule: exactly this plan is admitted, once for each time it is named",
+    )

@@ -46,8 +46,10 @@ def _matching(pattern: str, known: dict[str, BudgetGranted]) -> list[str]:
         return [pattern]
     names = [name for name in known if fnmatchcase(name, pattern)]
     if not names:
-        raise InputError(f"{pattern!r}, must match a dataset of the ledger, found none; nothing granted",
-                         hint="hubbub budget show")
+        raise InputError(
+            f"{pattern!r}, must match a dataset of the ledger, found none; nothing granted",
+            hint="hubbub budget show",
+        )
     return names
 
 
@@ -64,6 +66,8 @@ def _ledger(options: argparse.Namespace, *, must_exist: bool = True) -> Ledger:
         beside = beside.parent
     home = Path(options.home) if options.home else home_folder(beside)
     if must_exist and not (home / "ledger.db").exists():
-        raise InputError(f"{home}, must hold a budget ledger, found none",
-                         hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is")
+        raise InputError(
+            f"{home}, must hold a budget ledger, found none",
+            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
+        )
     return open_ledger(home)

@@ -14,13 +14,17 @@ def new(options: argparse.Namespace) -> None:
     """Write a study that runs."""
     folder = Path(options.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}, must be a new or empty folder, found one that holds files; nothing written",
-                         hint="name another folder")
+        raise InputError(
+            f"{folder}, must be a new or empty folder, found one that holds files; nothing written",
+            hint="name another folder",
+        )
     try:
         shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:
-        raise InputError(f"{folder}, must be a folder that can be made, {error.strerror}; nothing written",
-                         hint="name another folder") from None
+        raise InputError(
+            f"{folder}, must be a folder that can be made, {error.strerror}; nothing written",
+            hint="name another folder",
+        ) from None
     print(f"wrote {folder}/study.toml and {folder}/study.py; next: hubbub run {folder}")
 
 

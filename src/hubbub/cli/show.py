@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 import msgspec
 from rich import box
@@ -38,16 +39,36 @@ def plan(plan: Plan) -> None:
     unit = "record" if plan.unit == "example" else "participant"
     mechanism = plan.mechanism
     facts.add_row("protects", f"each {unit}, under {plan.relation}")
-    facts.add_row("privacy", f"{_epsilon(plan.epsilon)} at delta {plan.delta:g}, for {plan.rounds} rounds and {plan.retries} retries")
+    facts.add_row(
+        "privacy",
+        f"{_epsilon(plan.epsilon)} at delta {plan.delta:g}, for {plan.rounds} rounds and {plan.retries} retries",
+    )
     facts.add_row("", "  ".join(f"round {at}: {_epsilon(plan.epsilon_after(at))}" for at in _milestones(plan.rounds)))
-    facts.add_row("mechanism", f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise by {mechanism.noise}")
-    facts.add_row("integers", f"scale 2^{_exponent(mechanism.scale)}, sensitivity {mechanism.sensitivity:.3f}, sigma {mechanism.sigma}")
+    facts.add_row(
+        "mechanism",
+        f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise by {mechanism.noise}",
+    )
+    facts.add_row(
+        "integers",
+        f"scale 2^{_exponent(mechanism.scale)}, sensitivity {mechanism.sensitivity:.3f}, sigma {mechanism.sigma}",
+    )
     facts.add_row("sampling", f"probability {plan.sampling_probability:g}, expected batch {plan.expected_batch:g}")
-    facts.add_row("participants", f"{len(plan.slots)} with {sum(plan.slots.values())} slots, at least {plan.minimum} in a round")
+    facts.add_row(
+        "participants",
+        f"{len(plan.slots)} with {sum(plan.slots.values())} slots, at least {plan.minimum} in a round",
+    )
     facts.add_row("each sends", f"{plan.bytes_up_per_round:,} bytes a round, receives {plan.bytes_down_per_round:,}")
     facts.add_row("plan hash", plan.hash)
     out.print(facts)
-    trust = Table("against", "epsilon", "amplified", "because", title="who must be trusted for what", box=box.SIMPLE_HEAD, title_justify="left")
+    trust = Table(
+        "against",
+        "epsilon",
+        "amplified",
+        "because",
+        title="who must be trusted for what",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
     for claim in plan.claims:
         bound = "none: trusted" if claim.epsilon is None else f"{claim.epsilon:.4f}"
         trust.add_row(claim.adversary, bound, "yes" if claim.amplified else "no", claim.reason)
@@ -57,7 +78,13 @@ def plan(plan: Plan) -> None:
 def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     """Print what was checked; counts of null slots only where the data owner asks."""
     lock = prepared.study.lock
-    table = Table("participant", "slots", title=f"{prepared.study.settings.study.name}: file, code and data are as declared", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        "participant",
+        "slots",
+        title=f"{prepared.study.settings.study.name}: file, code and data are as declared",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
     if with_null_slots:
         table.add_column("null slots (private)")
     for name, slots in prepared.slots.items():
@@ -97,8 +124,14 @@ def statements(lines: Sequence[Statement], *, as_json: bool) -> None:
         left = "" if spent is None or budget is None else f"{max(budget - spent, 0):.4f}"
         noiseless = f", {line.runs_without_noise} without noise" if line.runs_without_noise else ""
         table.add_row(
-            name, line.unit, line.kind, _epsilon(spent) if line.runs or spent else "0", "" if budget is None else f"{budget:.4f}",
-            left, "" if line.delta is None else f"{line.delta:g}", f"{line.runs} ({line.open_runs} open{noiseless})",
+            name,
+            line.unit,
+            line.kind,
+            _epsilon(spent) if line.runs or spent else "0",
+            "" if budget is None else f"{budget:.4f}",
+            left,
+            "" if line.delta is None else f"{line.delta:g}",
+            f"{line.runs} ({line.open_runs} open{noiseless})",
         )
     Console().print(table)
 
@@ -122,18 +155,25 @@ class Progress:
     def __init__(self, *, is_shown: bool) -> None:
         self._console = Console(stderr=True)
         self._bar = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"), TextColumn("{task.fields[spent]}"),
-            console=self._console, disable=not (is_shown and self._console.is_terminal),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[spent]}"),
+            console=self._console,
+            disable=not (is_shown and self._console.is_terminal),
         )
         self._task = self._bar.add_task("checking", total=None, metrics="", spent="")
         self._attempts = 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def watch(self, event: Event, plan: Plan) -> None:
@@ -145,7 +185,9 @@ class Progress:
         elif isinstance(event, RoundClosed):
             self._bar.update(self._task, completed=event.round_number)
         elif isinstance(event, Evaluated):
-            self._bar.update(self._task, metrics="  ".join(f"{name} {value:.3f}" for name, value in event.metrics.items()))
+            self._bar.update(
+                self._task, metrics="  ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())
+            )
 
 
 def _facts(title: str) -> Table:
@@ -182,6 +224,9 @@ def _grouped(lines: Sequence[Statement]) -> list[tuple[str, Statement]]:
         else:
             groups.append([line])
     return [
-        (group[0].dataset if len(group) == 1 else f"{group[0].dataset} … {group[-1].dataset} ({len(group)})", group[0])
+        (
+            group[0].dataset if len(group) == 1 else f"{group[0].dataset} … {group[-1].dataset} ({len(group)})",
+            group[0],
+        )
         for group in groups
     ]

@@ -54,7 +54,7 @@ class FixedSize(msgspec.Struct, frozen=True, tag="fixed"):
     def select(self, roster: Sequence[str], randomness: Randomness) -> tuple[str, ...]:
         """Draw the cohort, in roster order."""
         chosen = randomness.choose(len(roster), self.size(len(roster)))
-        return tuple(roster[index] for index in chosen)
+        return tuple(roster[int(index)] for index in chosen)
 
     def dp_event(self, release: EventDocument) -> EventDocument:
         """What a release costs one participant: all of it."""

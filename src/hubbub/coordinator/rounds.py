@@ -143,7 +143,10 @@ class Coordinator:
         if not is_secret and self._received < self._plan.minimum:
             self._failures += 1
             return RoundFailed(
-                run=self.run, round_number=self.round_number, attempt=self.attempt, reason="too few contributions"
+                run=self.run,
+                round_number=self.round_number,
+                attempt=self.attempt,
+                reason="too few contributions",
             )
         self.parameters, norm = self._step.move(self.parameters, mechanism.release(self._total, self._randomness))
         closed = RoundClosed(

@@ -267,7 +267,11 @@ class _Record:
             self.events.append(event)
             self._attempts += isinstance(event, BudgetCharged)
             if isinstance(event, Evaluated):
-                line = {"round": event.round_number, "epsilon": self._plan.epsilon_after(self._attempts), **event.metrics}
+                line = {
+                    "round": event.round_number,
+                    "epsilon": self._plan.epsilon_after(self._attempts),
+                    **event.metrics,
+                }
                 self._metrics.write(msgspec.json.encode(line) + b"\n")
             if self._watch is not None:
                 self._watch(event, self._plan)

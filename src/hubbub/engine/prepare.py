@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from hubbub.errors import CodeError
 from hubbub.local.learner import Learner
@@ -57,18 +58,19 @@ def make_learner(study: Study, example: Slots) -> Learner:
     Raises:
         CodeError: The model cannot be trained as the study asks.
     """
-    from hubbub.local.arrays import ArrayModel
+    if study.code.model is not None:
+        from hubbub.local.torch_model import TorchModel
 
-    if study.code.model is None:
-        if study.settings.privacy.unit == "example":
-            raise CodeError(
-                "train(), protects whole participants only, found unit = 'example'",
-                hint='unit = "client", or define model() for record-level privacy',
-            )
-        return ArrayModel(study.code)
-    from hubbub.local.torch_model import TorchModel
+        learner: Learner = TorchModel(study.code, study.settings.study.seed)
+    elif study.settings.privacy.unit == "client":
+        from hubbub.local.arrays import ArrayModel
 
-    learner = TorchModel(study.code, study.settings.study.seed)
+        learner = ArrayModel(study.code)
+    else:
+        raise CodeError(
+            "train(), protects whole participants only, found unit = 'example'",
+            hint='unit = "client", or define model() for record-level privacy',
+        )
     learner.self_test(example)
     return learner
 
@@ -94,10 +96,11 @@ def plan(study: Study) -> Plan:
     return make_plan(study if study.current_lock is not None else check(study))
 
 
-def _check_names(names: object) -> None:
+def _check_names(names: Any) -> None:
     is_list = isinstance(names, list | tuple) and all(isinstance(name, str) and _NAME.match(name) for name in names)
     if not is_list or not names or len(set(names)) != len(names):
         raise CodeError(
-            f"participants(), must return distinct names of letters, digits, '.', '_' and '-', found {str(names)[:60]!r}",
+            "participants(), must return distinct names of letters, digits, '.', '_' and '-', "
+            f"found {str(names)[:60]!r}",
             hint='return ["hospital-1", "hospital-2"]',
         )

@@ -88,7 +88,10 @@ def _clipped_sum(
 
 
 def self_test(
-    module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], parameters: Mapping[str, Tensor], slots: Slots
+    module: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    parameters: Mapping[str, Tensor],
+    slots: Slots,
 ) -> None:
     """Check that nulling one row of a microbatch leaves every other row's gradient as it was, bit for bit.
 
@@ -100,7 +103,9 @@ def self_test(
     module.train()
     rng = np.random.default_rng(0)
     made_up = rng.normal(size=(MICROBATCH, *slots.x.shape[1:]))
-    x = torch.from_numpy(made_up.astype(slots.x.dtype) if slots.x.dtype.kind == "f" else np.ones_like(made_up, slots.x.dtype))
+    x = torch.from_numpy(
+        made_up.astype(slots.x.dtype) if slots.x.dtype.kind == "f" else np.ones_like(made_up, slots.x.dtype)
+    )
     y = torch.from_numpy(np.ones((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype))
     gradients = per_example(module, loss)
     before = _seeded(gradients, parameters, x, y)

@@ -24,6 +24,10 @@ class Learner(Protocol):
         """The parameters before round 1: the same for everybody who runs the same study."""
         ...
 
+    def self_test(self, example: Slots) -> None:
+        """Check on made-up records of this example's shapes that the model can be trained as its unit asks."""
+        ...
+
     def clipped_sums(
         self,
         parameters: Float32[np.ndarray, " params"],

@@ -112,7 +112,7 @@ class TorchModel:
         loss = self.loss(outputs, torch.from_numpy(slots.y[rows])).mean()
         gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
-            torch._foreach_add_(self.parameters, gradients, alpha=-learning_rate)  # noqa: SLF001  # pyright: ignore
+            torch._foreach_add_(self.parameters, gradients, alpha=-learning_rate)  # pyright: ignore[reportPrivateUsage]
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
         """Mean loss over the test records, and accuracy where outputs are scores of classes.
@@ -156,7 +156,7 @@ def _accept(module: Any) -> nn.Module:
             hint="other frameworks define parameters(), train() and evaluate() instead",
         )
     for name, layer in module.named_modules():
-        mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  # pyright: ignore
+        mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         if mixes or getattr(layer, "track_running_stats", False):
             raise CodeError(
                 f"model(): {name or 'the module'}, must not mix examples, found {type(layer).__name__}",

@@ -37,9 +37,7 @@ def clip_update(update: Float[np.ndarray, " params"], max_norm: float) -> Float[
     return direction * (largest * factor) if factor < 1.0 else wide
 
 
-def clip_factors(
-    norms: Float[np.ndarray, " rows"], max_norm: float, dimension: int
-) -> Float[np.ndarray, " rows"]:
+def clip_factors(norms: Float[np.ndarray, " rows"], max_norm: float, dimension: int) -> Float[np.ndarray, " rows"]:
     """The factor, at most 1, by which each row must be multiplied.
 
     Args:

@@ -7,7 +7,14 @@ import msgspec
 
 from hubbub.accounting.calibration import calibrate
 from hubbub.accounting.discrete import inflation, integer_sigma
-from hubbub.cohort import EveryExample, Everyone, FixedSize, ParticipantSampler, PoissonExamples, SecretPoisson
+from hubbub.cohort import (
+    EveryExample,
+    Everyone,
+    FixedSize,
+    ParticipantSampler,
+    PoissonExamples,
+    SecretPoisson,
+)
 from hubbub.errors import PlanError
 from hubbub.mechanism.encode import HALF_RING
 from hubbub.mechanism.mechanism import Mechanism

@@ -130,9 +130,7 @@ def build_strips(sigma: int, reach: int = 10) -> Strips:
     )
 
 
-def is_below_gaussian(
-    uniform: int, magnitude: int, sigma: int, *, factor: Fraction, randomness: Randomness
-) -> bool:
+def is_below_gaussian(uniform: int, magnitude: int, sigma: int, *, factor: Fraction, randomness: Randomness) -> bool:
     """Decide a uniform real < factor * exp(-magnitude^2 / 2 sigma^2), exactly.
 
     `uniform` holds the real's first 63 bits; further ones are drawn only while these do not decide.
@@ -228,9 +226,7 @@ def propose(
     uniform = second >> np.uint64(1)
     slow = np.flatnonzero(~accepted)
     inside = slow[cell[slow] < table.tail]
-    accepted[inside] = decide_strips(
-        table, magnitude[inside], uniform[inside], randomness=randomness, margin=margin
-    )
+    accepted[inside] = decide_strips(table, magnitude[inside], uniform[inside], randomness=randomness, margin=margin)
     for i in slow[cell[slow] == table.tail]:
         magnitude[i], accepted[i] = draw_tail(table, int(uniform[i]), randomness)
 

@@ -18,9 +18,7 @@ HALF_RING = 2 ** (RING_BITS - 1)
 _CHUNK = 2**20
 
 
-def encode_update(
-    clipped: Float[np.ndarray, " params"], scale: float, max_norm: float
-) -> Int64[np.ndarray, " params"]:
+def encode_update(clipped: Float[np.ndarray, " params"], scale: float, max_norm: float) -> Int64[np.ndarray, " params"]:
     """Scale a clipped update to integers, truncating toward zero.
 
     Args:
@@ -36,8 +34,10 @@ def encode_update(
         RoundError: The input is not finite; nothing was encoded.
     """
     if not np.isfinite(clipped).all():
-        raise RoundError("update, must be finite before it is encoded, found a NaN or an infinity; nothing sent",
-                         hint="clip it first")
+        raise RoundError(
+            "update, must be finite before it is encoded, found a NaN or an infinity; nothing sent",
+            hint="clip it first",
+        )
     bound = Fraction(scale) * Fraction(max_norm)
     values = clipped.astype(np.float64)
     largest, largest_square = math.floor(bound), math.floor(bound**2)
@@ -53,9 +53,7 @@ def _square_sum(encoded: Int64[np.ndarray, " params"]) -> int:
     return sum(int(np.dot(encoded[at : at + _CHUNK], encoded[at : at + _CHUNK])) for at in chunks)
 
 
-def encode_sum(
-    total: Float[np.ndarray, " params"], scale: float, largest: int
-) -> Int64[np.ndarray, " params"]:
+def encode_sum(total: Float[np.ndarray, " params"], scale: float, largest: int) -> Int64[np.ndarray, " params"]:
     """Round one microbatch's sum of clipped gradients to integers.
 
     Args:
@@ -71,12 +69,16 @@ def encode_sum(
         RoundError: The sum is not finite; nothing was encoded.
     """
     if not np.isfinite(total).all():
-        raise RoundError("gradient sum, must be finite, found a NaN or an infinity; nothing sent",
-                         hint="clipped gradients cannot do this: report it")
+        raise RoundError(
+            "gradient sum, must be finite, found a NaN or an infinity; nothing sent",
+            hint="clipped gradients cannot do this: report it",
+        )
     return clamp(np.rint(total * scale), largest)
 
 
-def clamp(values: Float[np.ndarray, " params"] | Int64[np.ndarray, " params"], largest: int) -> Int64[np.ndarray, " params"]:
+def clamp(
+    values: Float[np.ndarray, " params"] | Int64[np.ndarray, " params"], largest: int
+) -> Int64[np.ndarray, " params"]:
     """Limit each coordinate to [-largest, largest] (1-Lipschitz, so no sensitivity grows)."""
     return np.clip(values, -largest, largest).astype(np.int64)
 

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int64, UInt32
 
-from hubbub.events import EventDocument
 from hubbub.accounting.discrete import effective_noise_multiplier
 from hubbub.cohort import ExampleSampler, ParticipantSampler
+from hubbub.events import EventDocument
 from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors, clip_update
 from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring

@@ -1,0 +1,10 @@
+"""What a person looks at: folds over a run's events.
+
+    report.py    report.html, one file, plots inline
+
+*Trust:* reads what is public or released already; a wrong picture misleads but reveals nothing.
+"""
+
+from hubbub.observe.report import write_report
+
+__all__ = ["write_report"]

@@ -27,7 +27,8 @@ def commit(slots: Slots, salt: bytes) -> str:
     """
     if len(salt) != SALT_BYTES:
         raise InputError(
-            f"salt, must be {SALT_BYTES} bytes, found {len(salt)}", hint="a salt is os.urandom(32), made once per dataset"
+            f"salt, must be {SALT_BYTES} bytes, found {len(salt)}",
+            hint="a salt is os.urandom(32), made once per dataset",
         )
     digest = hmac.new(salt, digestmod=hashlib.sha256)
     for array in (slots.x, slots.y, slots.is_real):

@@ -19,7 +19,14 @@ from jaxtyping import Float32, Int64
 
 from hubbub.errors import RoundError
 from hubbub.local.learner import Learner
-from hubbub.messages import Contribution, RoundOpened, decode_message, encode_message, pack_values, unpack_parameters
+from hubbub.messages import (
+    Contribution,
+    RoundOpened,
+    decode_message,
+    encode_message,
+    pack_values,
+    unpack_parameters,
+)
 from hubbub.planning import Plan
 from hubbub.randomness import Randomness
 from hubbub.study import Slots
@@ -74,7 +81,10 @@ class Participant:
             BudgetError: The ledger does not admit this attempt.
         """
         opened = decode_message(data)
-        if not isinstance(opened, RoundOpened) or (opened.run, opened.plan_hash) != (self.run, self._plan_hash):
+        if not isinstance(opened, RoundOpened) or (opened.run, opened.plan_hash) != (
+            self.run,
+            self._plan_hash,
+        ):
             raise RoundError(
                 f"{self.name}, must be asked under the run and plan it joined, found another's; nothing sent",
                 hint="both sides must run the same approved study",

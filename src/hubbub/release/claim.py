@@ -119,7 +119,12 @@ def make_claim(
         metrics=metrics,
         success=success,
         is_success=_is_success(success, metrics),
-        hashes={"study": plan.study_hash, "code": plan.code_hash, "plan": plan.hash, "model": finish.model_hash},
+        hashes={
+            "study": plan.study_hash,
+            "code": plan.code_hash,
+            "plan": plan.hash,
+            "model": finish.model_hash,
+        },
         data_commitments={event.participant: event.data_commitment for event in joined},
         versions=start.versions,
     )
@@ -168,7 +173,5 @@ def _sentence(plan: Plan, spent: float | None, lifetime: Statement, *, is_certif
 def _is_success(success: dict[str, float], metrics: dict[str, float]) -> bool | None:
     if not success:
         return None
-    met = {
-        name: metrics.get(name, -math.inf if name == "accuracy" else math.inf) for name in success
-    }
+    met = {name: metrics.get(name, -math.inf if name == "accuracy" else math.inf) for name in success}
     return all(met[name] >= goal if name == "accuracy" else met[name] <= goal for name, goal in success.items())

@@ -19,6 +19,9 @@ from hubbub.errors import StudyError
 
 Probability = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
+WIDEST = 60
+"""Most characters of a wrong value that an error repeats."""
+
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
@@ -26,7 +29,7 @@ class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of study.toml: immutable, and an unknown key is an error."""
 
 
-class Header(Frozen):
+class Header(Frozen, frozen=True):
     """`[study]`: what this is called and for."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -35,7 +38,7 @@ class Header(Frozen):
     code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.py$")] = "study.py"
 
 
-class Column(Frozen):
+class Column(Frozen, frozen=True):
     """One declared column: exact dtype, shape of one record's value, number of classes if it is a label."""
 
     dtype: Literal["float32", "float64", "int64", "int32", "uint8"]
@@ -43,14 +46,14 @@ class Column(Frozen):
     classes: Annotated[int, Meta(ge=2, le=1_000_000)] | None = None
 
 
-class Data(Frozen):
+class Data(Frozen, frozen=True):
     """`[data]`: the only columns that are read."""
 
     x: Column
     y: Column
 
 
-class Privacy(Frozen):
+class Privacy(Frozen, frozen=True):
     """`[privacy]`: who is protected, how much, and who adds the noise."""
 
     unit: Literal["example", "client"]
@@ -62,7 +65,7 @@ class Privacy(Frozen):
     retries: Annotated[int, Meta(ge=0, le=10_000)] | None = None
 
 
-class Cohort(Frozen):
+class Cohort(Frozen, frozen=True):
     """`[cohort]`: which participants take part in a round."""
 
     participants: Literal["everyone", "fixed", "secret-poisson"] = "everyone"
@@ -73,14 +76,14 @@ class Cohort(Frozen):
     dropouts: Annotated[float, Meta(ge=0, lt=1)] = 0.1
 
 
-class Sampling(Frozen):
+class Sampling(Frozen, frozen=True):
     """`[sampling]`: which of its examples a participant uses in a round (unit = "example")."""
 
     examples: Literal["poisson", "everything"] = "everything"
     probability: Probability | None = None
 
 
-class Training(Frozen):
+class Training(Frozen, frozen=True):
     """`[training]`: the algorithm and its rates."""
 
     algorithm: Literal["dp-sgd", "local-dp-sgd", "fedavg", "fedavgm"]
@@ -93,27 +96,27 @@ class Training(Frozen):
     batch_size: Count = 32
 
 
-class Success(Frozen):
+class Success(Frozen, frozen=True):
     """`[success]`: what the released model must reach on the test data."""
 
     accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
     loss: Annotated[float, Meta(gt=0, le=1e9)] | None = None
 
 
-class Attack(Frozen):
+class Attack(Frozen, frozen=True):
     """`[attack]`: whether a release waits for the red team."""
 
     release: Literal["none"] = "none"
 
 
-class Speed(Frozen):
+class Speed(Frozen, frozen=True):
     """`[speed]`: never part of what is approved, never changes a result."""
 
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     secagg: Literal["run", "elide"] = "run"
 
 
-class Settings(Frozen):
+class Settings(Frozen, frozen=True):
     """A whole study.toml."""
 
     study: Header
@@ -195,7 +198,8 @@ def _explain(error: msgspec.ValidationError, tables: Any, source: str) -> StudyE
     if "missing required field" in rule:
         where = ".".join([*keys, named[0]])
         return StudyError(
-            f"{source}: {where}, is required, found nothing", hint=f"add {named[0]} = ... under [{'.'.join(keys)}]"
+            f"{source}: {where}, is required, found nothing",
+            hint=f"add {named[0]} = ... under [{'.'.join(keys)}]",
         )
     found = tables
     for key in keys:
@@ -266,7 +270,7 @@ def _refuse_non_finite(value: Any, source: str, where: str = "") -> None:
 
 def _show(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
 
 
 def _lower_first(text: str) -> str:

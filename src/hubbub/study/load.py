@@ -75,7 +75,10 @@ class Study:
     @property
     def current_lock(self) -> Lock | None:
         """The lock, if it was made from the code and columns as they are now."""
-        if self.lock is None or (self.lock.code_hash, self.lock.schema_hash) != (self.code_hash, self.schema_hash):
+        if self.lock is None or (self.lock.code_hash, self.lock.schema_hash) != (
+            self.code_hash,
+            self.schema_hash,
+        ):
             return None
         return self.lock
 
@@ -101,6 +104,4 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     file = path / "study.toml" if path.is_dir() else path
-    return Study(
-        settings=read_settings(file), directory=file.parent, lock=read_lock(file.parent / "study.lock")
-    )
+    return Study(settings=read_settings(file), directory=file.parent, lock=read_lock(file.parent / "study.lock"))

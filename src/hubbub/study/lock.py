@@ -37,7 +37,8 @@ def read_lock(path: Path) -> Lock | None:
         return None
     except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise StudyError(
-            f"{path.name}, must be what hubbub check wrote, {error}", hint=f"rm {path} && hubbub check {path.parent}"
+            f"{path.name}, must be what hubbub check wrote, {error}",
+            hint=f"rm {path} && hubbub check {path.parent}",
         ) from None
 
 

@@ -45,7 +45,12 @@ def _privacy(settings: Settings) -> type_of_rule:
     elif privacy.epsilon is None:
         yield "privacy.epsilon", f"is required with noise = {privacy.noise!r}", "nothing", "epsilon = 3.0"
     if privacy.delta > LARGEST_DELTA:
-        yield "privacy.delta", f"must be at most {LARGEST_DELTA:g}", repr(privacy.delta), f"delta = {LARGEST_DELTA:g}"
+        yield (
+            "privacy.delta",
+            f"must be at most {LARGEST_DELTA:g}",
+            repr(privacy.delta),
+            f"delta = {LARGEST_DELTA:g}",
+        )
 
 
 def _cohort(settings: Settings) -> type_of_rule:
@@ -53,7 +58,12 @@ def _cohort(settings: Settings) -> type_of_rule:
     for key, owner in (("size", "fixed"), ("probability", "secret-poisson")):
         value = getattr(cohort, key)
         if cohort.participants == owner and value is None:
-            yield f"cohort.{key}", f"is required with participants = {owner!r}", "nothing", f"add cohort.{key}"
+            yield (
+                f"cohort.{key}",
+                f"is required with participants = {owner!r}",
+                "nothing",
+                f"add cohort.{key}",
+            )
         if cohort.participants != owner and value is not None:
             yield (
                 f"cohort.{key}",

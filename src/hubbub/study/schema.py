@@ -72,7 +72,7 @@ def conform(examples: object, data: Data, where: str) -> Slots:
             hint="slice both columns alike",
         )
     slots = len(x) if examples.slots is None else examples.slots
-    if not isinstance(slots, int) or slots < max(len(x), 1):
+    if slots < max(len(x), 1):
         raise CodeError(
             f"{where}, must declare at least one slot and one for each row, found slots = {slots!r}",
             hint="hubbub.Examples(x, y, slots=N) with a public N; leave out who can never have data",
@@ -100,10 +100,10 @@ def _column(values: object, column: Column, where: str) -> NDArray[Any]:
 
 def _usable(array: NDArray[Any], column: Column) -> NDArray[np.bool_]:
     rows = array.reshape(len(array), int(np.prod(column.shape)))
-    is_usable = np.isfinite(rows).all(axis=1)
+    is_fine = np.isfinite(rows)
     if column.classes is not None:
-        is_usable &= ((rows >= 0) & (rows < column.classes)).all(axis=1)
-    return is_usable
+        is_fine &= (rows >= 0) & (rows < column.classes)
+    return np.logical_and.reduce(is_fine, axis=1)
 
 
 def _lay(array: NDArray[Any], is_real: NDArray[np.bool_]) -> NDArray[Any]:
