@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import msgspec
 
 from hubbub.accounting.discrete import inflation
-from hubbub.accounting.epsilon import epsilon_after_each
+from hubbub.accounting.epsilon import epsilon, epsilon_after_each
+from hubbub.accounting.grants import repeated
 from hubbub.errors import PlanError, StudyError
 from hubbub.events import BudgetReserved, EventDocument
 from hubbub.mechanism import Mechanism, design
@@ -140,7 +141,7 @@ def make_plan(study: Study) -> Plan:
     retries = settings.privacy.retries
     retries = max(2, math.ceil(rounds / 100)) if retries is None else retries
     mechanism = design(settings, dimension=lock.parameters, slots=tuple(lock.slots.values()), attempts=rounds + retries)
-    epsilon = _epsilon_after_each(settings, mechanism, rounds + retries)
+    after_round, total = _epsilons(settings, mechanism, rounds, rounds + retries)
     return Plan(
         format=PLAN_FORMAT,
         study=settings.study.name,
@@ -149,8 +150,8 @@ def make_plan(study: Study) -> Plan:
         unit=mechanism.unit,
         relation=RELATION,
         delta=settings.privacy.delta,
-        epsilon=epsilon[-1],
-        epsilon_after_round=tuple(epsilon[:rounds]),
+        epsilon=total,
+        epsilon_after_round=after_round,
         noise_multiplier=mechanism.noise_multiplier,
         rounds=rounds,
         retries=retries,
@@ -164,7 +165,7 @@ def make_plan(study: Study) -> Plan:
         bytes_down_per_round=4 * lock.parameters + OVERHEAD_BYTES,
         bytes_up_per_round=4 * lock.parameters + OVERHEAD_BYTES,
         messages_per_round=2,
-        claims=_claims(mechanism, epsilon[-1], settings.privacy.delta),
+        claims=_claims(mechanism, total, settings.privacy.delta),
     )
 
 
@@ -203,13 +204,20 @@ def _inflation(mechanism: Mechanism, attempts: int) -> float:
     return inflation(mechanism.dimension, attempts * mechanism.steps) if mechanism.sigma else 0.0
 
 
-def _epsilon_after_each(settings: Settings, mechanism: Mechanism, attempts: int) -> list[float | None]:
-    """Cost after 1, ..., T + R attempts: (epsilon + 2H) at delta e^-H, so that the integers are covered."""
+def _epsilons(
+    settings: Settings, mechanism: Mechanism, rounds: int, attempts: int
+) -> tuple[tuple[float | None, ...], float | None]:
+    """Cost after rounds 1, ..., T, and of all T + R attempts.
+
+    As (epsilon + 2H) at delta e^-H, so that integer noise is covered.
+    """
     if not mechanism.sigma:
-        return [None] * attempts
+        return (None,) * rounds, None
     h = _inflation(mechanism, attempts)
     delta = settings.privacy.delta * math.exp(-h)
-    return [value + 2 * h for value in epsilon_after_each(mechanism.dp_event, attempts, delta)]
+    after_round = epsilon_after_each(mechanism.dp_event, rounds, delta)
+    total = epsilon([repeated(mechanism.dp_event, attempts)], delta).epsilon
+    return tuple(value + 2 * h for value in after_round), total + 2 * h
 
 
 def _sampling_probability(mechanism: Mechanism) -> float:

@@ -281,7 +281,7 @@ def epsilon_schedule(event: Event, counts: Sequence[int], delta: float, *, inter
 
 
 def epsilon_after_each(
-    event: Event, rounds: int, delta: float, points: int = 20, *, interval: float = CONFIRM
+    event: Event, rounds: int, delta: float, points: int = 20, *, interval: float = SEARCH
 ) -> list[float]:
     """Return an upper bound of epsilon after round 1, 2, ..., `rounds`.
 
@@ -293,7 +293,8 @@ def epsilon_after_each(
         rounds: How many there will be.
         delta: Above 0, below 1.
         points: Most values that are computed.
-        interval: Grid for all but the last round; `SEARCH` is eight times faster and a little higher.
+        interval: Grid for all but the last round; `SEARCH` is five times faster than `CONFIRM`, and its
+            bounds higher by less than one per cent.
 
     Guarantees:
         Never below epsilon of that many rounds, never decreasing. The last value is what `epsilon` says

@@ -120,7 +120,7 @@ class Coordinator:
             message.attempt,
         ):
             raise RoundError(
-                f"round {self.round_number}, takes answers to attempt {self.attempt} only, found another; nothing added",
+                f"round {self.round_number}, takes answers to attempt {self.attempt}, found another; nothing added",
                 hint="a late answer is dropped, its attempt stays charged",
             )
         if message.participant not in self._waiting:

@@ -33,6 +33,7 @@ from hubbub.events import (
     RunFinished,
     RunStarted,
 )
+from hubbub.observe import write_report
 from hubbub.participant import Participant, commit
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
@@ -230,6 +231,7 @@ class _Session:
             is_test_public=self.prepared.is_test_public,
         )
         (folder / "claim.json").write_bytes(msgspec.json.format(msgspec.json.encode(claim), indent=1) + b"\n")
+        write_report(folder / "report.html", self.plan, claim, events)
         return self._result(claim, folder, started)
 
     def _result(self, claim: ReleaseClaim, folder: Path, started: float) -> RunResult:

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 
 from hubbub.errors import CodeError
 from hubbub.local.layout import Layout
+from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.code import call
 from hubbub.study.config import Training
@@ -47,7 +48,13 @@ class ArrayModel:
         """What `parameters()` returned."""
         return self._initial.copy()
 
-    def clipped_sums(self, *_: object) -> Iterator[Float[np.ndarray, " params"]]:
+    def clipped_sums(
+        self,
+        parameters: Float32[np.ndarray, " params"],  # noqa: ARG002, one signature for all learners
+        slots: Slots,  # noqa: ARG002
+        drawn: Int[np.ndarray, " drawn"],  # noqa: ARG002
+        mechanism: Mechanism,  # noqa: ARG002
+    ) -> Iterator[Float[np.ndarray, " params"]]:
         """Refuse: the hook gives no per-example gradients.
 
         Raises:

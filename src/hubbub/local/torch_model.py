@@ -112,7 +112,8 @@ class TorchModel:
         loss = self.loss(outputs, torch.from_numpy(slots.y[rows])).mean()
         gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
-            torch._foreach_add_(self.parameters, gradients, alpha=-learning_rate)  # pyright: ignore[reportPrivateUsage]
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-learning_rate)
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
         """Mean loss over the test records, and accuracy where outputs are scores of classes.
