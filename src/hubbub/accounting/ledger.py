@@ -233,7 +233,8 @@ class Ledger:
                     hint="start a new run",
                 )
             new = _sandbox_grants(accounts, reserved, sandbox_delta)
-            _admit(accounts.grants | {grant.dataset: grant for grant in new}, accounts, reserved)
+            after = Accounts(accounts.grants | {grant.dataset: grant for grant in new}, accounts.runs)
+            _admit(after, reserved, home=str(self.path.parent))
             return [*new, reserved]
 
         return self.append(decide)
@@ -310,18 +311,17 @@ def _sandbox_grants(accounts: Accounts, reserved: BudgetReserved, delta: float |
     if delta is None:
         raise BudgetError(
             f"{missing[0]}, has no budget, nothing was granted; nothing trained, nothing spent",
-            hint=f"hubbub budget grant {missing[0]} --epsilon 3 --delta 1e-5 --unit {reserved.unit}",
+            hint=f"hubbub budget grant {missing[0]} --epsilon 3 --unit {reserved.unit}",
         )
     pattern = sandbox_grant(missing[0], reserved, delta)
     return [msgspec.structs.replace(pattern, dataset=dataset) for dataset in missing]
 
 
-def _admit(grants: dict[str, BudgetGranted], accounts: Accounts, reserved: BudgetReserved) -> None:
+def _admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
     """Raise unless every dataset has room for the whole schedule; equal accounts are composed once."""
-    after = Accounts(grants, accounts.runs)
     known: set[bytes] = set()
     for dataset in reserved.datasets:
-        grant = grants.get(dataset)
+        grant = accounts.grants.get(dataset)
         if grant is None or (not is_private(reserved) and grant.granted_by == "sandbox"):
             continue  # a run without noise on a sandbox: recorded, and no claim is made for it
         if grant.unit != reserved.unit:
@@ -336,12 +336,12 @@ def _admit(grants: dict[str, BudgetGranted], accounts: Accounts, reserved: Budge
                 "nothing trained, nothing spent",
                 hint='noise = "server", or work on data without a budget',
             )
-        if (key := after.key(dataset)) not in known:
-            _admit_one(grant, after.uses(dataset), reserved)
+        if (key := accounts.key(dataset)) not in known:
+            _admit_one(grant, accounts.uses(dataset), reserved, home)
             known.add(key)
 
 
-def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) -> None:
+def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, home: str) -> None:
     if grant.kind == "schedule":
         used = sum(use.plan_hash == reserved.plan_hash for use, _ in uses)
         if used >= grant.plan_hashes.count(reserved.plan_hash):
@@ -354,12 +354,13 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) 
         return
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
-        fitting = _fitting(grant, uses, reserved)
+        who = grant.dataset if len(reserved.datasets) == 1 else "'*'"
         enough = math.ceil(total * 10) / 10
         raise BudgetError(
             f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
             f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
-            hint=f"{fitting} rounds fit, or ask for more: hubbub budget grant {grant.dataset} --epsilon {enough:g}",
+            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: "
+            f"hubbub budget grant {who} --epsilon {enough:g} --home {home}",
         )
 
 

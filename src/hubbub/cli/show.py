@@ -1,5 +1,6 @@
 """What the command line prints for a person: tables, one progress bar; and JSON for a machine."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,7 +16,16 @@ from rich.table import Table
 from hubbub.accounting.ledger import Statement
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
-from hubbub.events import AnyEvent, BudgetCharged, Evaluated, Event, RoundClosed
+from hubbub.events import (
+    AnyEvent,
+    BudgetCharged,
+    BudgetGranted,
+    BudgetReserved,
+    BudgetSettled,
+    Evaluated,
+    Event,
+    RoundClosed,
+)
 from hubbub.planning import Plan
 from hubbub.study.config import Settings
 
@@ -118,35 +128,86 @@ def statements(lines: Sequence[Statement], *, as_json: bool) -> None:
     if as_json:
         json(lines)
         return
-    table = Table("dataset", "protects", "grant", "epsilon spent", "of", "left", "delta", "runs", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in ("dataset", "protects", "grant", "spent", "of", "left", "delta", "runs"):
+        table.add_column(
+            header, no_wrap=header == "dataset", justify="right" if header in {"spent", "of", "left"} else "left"
+        )
     for name, line in _grouped(lines):
         spent, budget = line.epsilon_spent, line.epsilon_budget
-        left = "" if spent is None or budget is None else f"{max(budget - spent, 0):.4f}"
-        noiseless = f", {line.runs_without_noise} without noise" if line.runs_without_noise else ""
+        left = max(budget - spent, 0) if spent is not None and budget is not None else None
+        notes = [f"{line.open_runs} open"] * bool(line.open_runs)
+        notes += [f"{line.runs_without_noise} without noise"] * bool(line.runs_without_noise)
         table.add_row(
             name,
             line.unit,
             line.kind,
-            _epsilon(spent) if line.runs or spent else "0",
+            _epsilon(spent),
             "" if budget is None else f"{budget:.4f}",
-            left,
+            "" if left is None else f"{left:.4f}",
             "" if line.delta is None else f"{line.delta:g}",
-            f"{line.runs} ({line.open_runs} open{noiseless})",
+            f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
         )
     Console().print(table)
 
 
 def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
-    """Print every ledger event."""
+    """Print every ledger event; a run's charges in a row share a line."""
     if as_json:
         json(events)
         return
     table = Table("#", "event", "what", box=box.SIMPLE_HEAD)
-    for number, event in enumerate(events, start=1):
-        fields = {name: getattr(event, name) for name in event.__struct_fields__}
-        kind = str(type(event).__struct_config__.tag)
-        table.add_row(str(number), kind, ", ".join(f"{name} {_short(value)}" for name, value in fields.items()))
+    for number, kind, what in _told(events):
+        table.add_row(number, kind, what)
     Console().print(table)
+
+
+def _told(events: Sequence[AnyEvent]) -> list[tuple[str, str, str]]:
+    """Number, kind and words of each event, equal neighbours joined."""
+    lines: list[tuple[str, str, str]] = []
+    numbered = list(enumerate(events, start=1))
+    for (kind, *_), group in itertools.groupby(numbered, key=lambda pair: _alike(pair[1])):
+        (first, start), (last, end) = (members := list(group))[0], members[-1]
+        words = _words(start)
+        if last > first:
+            words += f" … {end.dataset}" if isinstance(end, BudgetGranted) else f" … round {_at(end)}"
+        lines.append((f"{first}" if first == last else f"{first}-{last}", str(kind), words))
+    return lines
+
+
+def _alike(event: AnyEvent) -> tuple[object, ...]:
+    """Equal for events that are told on one line."""
+    kind = type(event).__struct_config__.tag
+    match event:
+        case BudgetGranted():
+            return (kind, msgspec.structs.replace(event, dataset=""))
+        case BudgetCharged():
+            return (kind, event.run)
+        case _:
+            return (kind, id(event))
+
+
+def _words(event: AnyEvent) -> str:
+    match event:
+        case BudgetGranted():
+            order = f" at Renyi order {event.order:g}" if event.order else ""
+            return (
+                f"by {event.granted_by}: {event.kind} of epsilon {event.epsilon:g}, delta {event.delta:g}{order}, "
+                f"per {event.unit}: {event.dataset}"
+            )
+        case BudgetReserved():
+            return f"run {event.run}: {event.attempts} attempts on {len(event.datasets)} datasets"
+        case BudgetCharged():
+            return f"run {event.run}: round {_at(event)}"
+        case BudgetSettled():
+            return f"run {event.run}: {event.charged} attempts charged"
+        case _:
+            return ""
+
+
+def _at(event: AnyEvent) -> str:
+    number, attempt = getattr(event, "round_number", 0), getattr(event, "attempt", 1)
+    return f"{number}" if attempt == 1 else f"{number} attempt {attempt}"
 
 
 class Progress:
@@ -207,11 +268,6 @@ def _milestones(rounds: int) -> list[int]:
 
 def _exponent(scale: float) -> int:
     return round(float(scale)).bit_length() - 1 if scale >= 1 else 1 - round(1 / scale).bit_length()
-
-
-def _short(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004, a line of a table
 
 
 def _grouped(lines: Sequence[Statement]) -> list[tuple[str, Statement]]:
