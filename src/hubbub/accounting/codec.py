@@ -13,7 +13,7 @@ nobody granted.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from hubbub.errors import InputError
@@ -128,15 +128,17 @@ def check(document: object) -> dict[str, Any]:
 
 
 def _document(event: object, depth: int) -> object:
-    name = type(event).__name__
-    if depth > MAX_DEPTH or name not in _FIELDS:
-        return {"@": name}  # refused by `check`, which knows the words
-    document: dict[str, object] = {"@": name}
-    for key in _FIELDS[name]:
+    kind = type(event)
+    if depth > MAX_DEPTH or kind.__name__ not in _FIELDS or not kind.__module__.startswith("dp_accounting."):
+        return {"@": f"{kind.__module__}.{kind.__name__}"}  # refused by `check`, which has the words
+    document: dict[str, object] = {"@": kind.__name__}
+    for key in _FIELDS[kind.__name__]:
         value = getattr(event, key)
-        if key == "events":
-            value = [_document(item, depth + 1) for item in value]
-        document[key] = _document(value, depth + 1) if key == "event" else value
+        if key == "event":
+            value = _document(value, depth + 1)
+        elif key == "events" and isinstance(value, list | tuple):
+            value = [_document(item, depth + 1) for item in cast("Iterable[object]", value)]
+        document[key] = value
     return document
 
 

@@ -37,8 +37,8 @@ Event = Union[Mapping[str, Any], "dp_accounting.DpEvent"]
 CONFIRM, SEARCH, SKETCH = 1e-4, 1e-3, 1e-2
 """Grid of privacy losses: what is claimed, what a search may use, what only guides it."""
 
-ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
-_QUICK_ORDERS = (2, 4, 8, 16, 32)
+ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *map(float, range(11, 64)), 128.0, 256.0, 512.0, 1024.0)
+_QUICK_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0)
 _MAX_GRID = 2**18
 _LEAST_Q, _MOST_NOISE, _MOST_RELEASES = 1e-12, 1e6, 10**12
 

@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> None:
     from hubbub.study import load_study
 
     study = load_study(options.study)
-    with show.Progress(is_shown=not (options.quiet or options.json)) as progress:
-        result = run_study(study, out=options.out, watch=progress.watch)
+    with show.progress(is_shown=not (options.quiet or options.json)) as watch:
+        result = run_study(study, out=options.out, watch=watch)
     if options.json:
         show.json(result)
     elif not options.quiet:

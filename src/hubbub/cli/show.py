@@ -2,19 +2,18 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hubbub.accounting.ledger import Statement
 from hubbub.engine import RunResult
+from hubbub.engine.embedded import Watch
 from hubbub.engine.prepare import Prepared
 from hubbub.events import (
     AnyEvent,
@@ -210,45 +209,36 @@ def _at(event: AnyEvent) -> str:
     return f"{number}" if attempt == 1 else f"{number} attempt {attempt}"
 
 
-class Progress:
-    """A progress bar fed by events; on a terminal only."""
+@contextmanager
+def progress(*, is_shown: bool) -> Generator[Watch]:
+    """A progress bar on standard error, on a terminal only; yields what feeds it with events."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TextColumn("{task.fields[spent]}"),
+        console=console,
+        disable=not (is_shown and console.is_terminal),
+    )
+    task = bar.add_task("checking", total=None, metrics="", spent="")
+    attempts = 0
 
-    def __init__(self, *, is_shown: bool) -> None:
-        self._console = Console(stderr=True)
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TextColumn("{task.fields[spent]}"),
-            console=self._console,
-            disable=not (is_shown and self._console.is_terminal),
-        )
-        self._task = self._bar.add_task("checking", total=None, metrics="", spent="")
-        self._attempts = 0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def watch(self, event: Event, plan: Plan) -> None:
-        """Move the bar by one event."""
+    def watch(event: Event, plan: Plan) -> None:
+        nonlocal attempts
         if isinstance(event, BudgetCharged):
-            self._attempts += 1
-            spent = f"epsilon {_epsilon(plan.epsilon_after(self._attempts))}"
-            self._bar.update(self._task, description="training", total=plan.rounds, spent=spent)
+            attempts += 1
+            spent = f"epsilon {_epsilon(plan.epsilon_after(attempts))}"
+            bar.update(task, description="training", total=plan.rounds, spent=spent)
         elif isinstance(event, RoundClosed):
-            self._bar.update(self._task, completed=event.round_number)
+            bar.update(task, completed=event.round_number)
         elif isinstance(event, Evaluated):
-            self._bar.update(
-                self._task, metrics="  ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())
-            )
+            bar.update(task, metrics="  ".join(f"{name} {value:.3f}" for name, value in event.metrics.items()))
+
+    with bar:
+        yield watch
 
 
 def _facts(title: str) -> Table:

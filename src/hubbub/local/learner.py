@@ -1,7 +1,7 @@
 """What training asks of a model, whatever its framework."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -12,6 +12,7 @@ from hubbub.study import Slots
 from hubbub.study.config import Training
 
 
+@runtime_checkable
 class Learner(Protocol):
     """A model with a flat float32 parameter vector of length `dimension`."""
 

@@ -4,10 +4,12 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from hubbub.errors import CodeError, HubbubError
@@ -61,6 +63,9 @@ class Code:
         return digest.hexdigest()
 
 
+_NAMES = tuple(field.name for field in fields(Code))
+
+
 def _source(function: object) -> str:
     if function is None:
         return ""
@@ -87,20 +92,31 @@ def load_code(path: Path) -> Code:
         CodeError: The file is missing, does not import, or lacks a function.
     """
     module = _import(path)
-    names = [field.name for field in fields(Code)]
-    functions = {name: getattr(module, name) for name in names if callable(getattr(module, name, None))}
+    functions = {name: getattr(module, name) for name in _NAMES if callable(getattr(module, name, None))}
+    return pick_functions(functions, path.name)
+
+
+def pick_functions(functions: Mapping[str, Callable[..., Any]], where: str) -> Code:
+    """Make a `Code` of functions by name.
+
+    Raises:
+        CodeError: One is missing, or one is none that a study has.
+    """
     for name in ("participants", "data", "test_data"):
         if name not in functions:
             raise CodeError(
-                f"{path.name}: {name}(), must be defined, found nothing",
+                f"{where}: {name}(), must be defined, found nothing",
                 hint="hubbub new DIR makes a study.py that has it",
             )
+    for name in functions:
+        if name not in _NAMES:
+            raise CodeError(f"{where}: {name}(), is no function of a study", hint=f"known here: {', '.join(_NAMES)}")
     return Code(**functions)
 
 
 def _import(path: Path) -> ModuleType:
     name = f"hubbub_study_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     if not path.is_file() or spec is None or spec.loader is None:
         raise CodeError(
             f"{path}, must be the study's code, found no such file",
@@ -119,8 +135,17 @@ def _import(path: Path) -> ModuleType:
             hint=f"python {path} shows the whole traceback",
         ) from error
     finally:
-        sys.path.remove(str(path.parent.resolve()))
+        with suppress(ValueError):  # study.py may have changed the path itself
+            sys.path.remove(str(path.parent.resolve()))
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """Runs the file that was hashed, never cached bytecode, which may be older or another's."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def call(function: Callable[..., Any], *arguments: object) -> Any:
@@ -135,11 +160,12 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
         raise
     except Exception as error:
         shown = ", ".join(repr(argument) for argument in arguments if isinstance(argument, str))
-        path = Path(inspect.getsourcefile(function) or "study.py")
+        code = getattr(function, "__code__", None)  # not there in a partial or an object with __call__
+        path = Path(code.co_filename if code else "study.py")
+        name = getattr(function, "__name__", type(function).__name__)
         raise CodeError(
-            f"{path.name}{_line(error, path)}: {function.__name__}({shown}), must not raise, "
-            f"{type(error).__name__}: {error}",
-            hint=f"call {function.__name__}({shown}) in a Python prompt for the whole traceback",
+            f"{path.name}{_line(error, path)}: {name}({shown}), must not raise, {type(error).__name__}: {error}",
+            hint=f"call {name}({shown}) in a Python prompt for the whole traceback",
         ) from error
 
 

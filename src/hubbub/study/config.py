@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ from hubbub.errors import StudyError
 
 Probability = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
+Norm = Annotated[float, Meta(ge=1e-9, le=1e9)]
 WIDEST = 60
 """Most characters of a wrong value that an error repeats."""
 
@@ -61,7 +62,7 @@ class Privacy(Frozen, frozen=True):
     epsilon: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     noise_source: Literal["os", "float-simulation"] = "os"
-    max_norm: Positive = 1.0
+    max_norm: Norm = 1.0
     retries: Annotated[int, Meta(ge=0, le=10_000)] | None = None
 
 
@@ -152,8 +153,11 @@ def read_settings(document: Path | dict[str, Any]) -> Settings:
         source, tables = "study", document
     try:
         settings = msgspec.convert(tables, Settings)
+        settings.approved_hash()  # what has no UTF-8 has no hash
     except msgspec.ValidationError as error:
         raise _explain(error, tables, source) from None
+    except UnicodeEncodeError:
+        raise StudyError(f"{source}, must be Unicode text, found half a character", hint="retype the value") from None
     _refuse_non_finite(tables, source)
     check_rules(settings, source)
     return settings
@@ -179,7 +183,7 @@ def _parse(path: Path) -> dict[str, Any]:
         ) from None
 
 
-_PATH = re.compile(r"^(?P<rule>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<rule>.*?)(?: - at (?P<is_key>`key` in )?`\$(?P<path>[\w.\[\]]*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"`([^`]*)`")
 
 
@@ -189,31 +193,40 @@ def _explain(error: msgspec.ValidationError, tables: Any, source: str) -> StudyE
     keys = [key for key in re.split(r"[.\[\]]+", (match["path"] or "") if match else "") if key]
     named = _FIELD.findall(rule)
     struct = _struct_at(keys)
+    found = _value_at(tables, keys)
     if "unknown field" in rule:
         known = list(struct.__struct_fields__)
-        close = difflib.get_close_matches(named[0], known, n=1)
-        where = ".".join([*keys, named[0]])
+        unknown = next(key for key in found if key not in known)  # from the table: a key can look like a message
+        close = difflib.get_close_matches(unknown, known, n=1)
+        where = ".".join([*keys, unknown[:WIDEST]])
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return StudyError(f"{source}: {where}, unknown key, found {named[0]!r}", hint=hint)
+        return StudyError(f"{source}: {where}, unknown key, found {_show(unknown)}", hint=hint)
     if "missing required field" in rule:
         where = ".".join([*keys, named[0]])
         return StudyError(
             f"{source}: {where}, is required, found nothing",
             hint=f"add {named[0]} = ... under [{'.'.join(keys)}]",
         )
-    found = tables
-    for key in keys:
-        found = found[int(key)] if isinstance(found, list) else found[key]
-    if "enum value" in rule:
-        choices = _choices(struct_keys=keys)
+    choices = _choices(struct_keys=keys)
+    if choices:
         close = difflib.get_close_matches(str(found), choices, n=1)
         rule = f"must be one of {', '.join(map(repr, choices))}"
         hint = f"did you mean {close[0]!r}?" if close else f"{keys[-1]} = {choices[0]!r}"
+    elif match and match["is_key"]:
+        rule, hint = "must have keys of text", _example(keys)
+    elif rule == "Number out of range":
+        rule, hint = "must be a number of everyday size", _example(keys)
     else:
         rule = "must be " + rule.replace("Expected ", "").replace("`", "").replace(" | null", "")
         rule = rule.partition(", got")[0].replace("object", "a table").replace("array", "a list")
         hint = _example(keys)
     return StudyError(f"{source}: {'.'.join(keys) or 'study'}, {rule}, found {_show(found)}", hint=hint)
+
+
+def _value_at(value: Any, keys: list[str]) -> Any:
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list | tuple) else value[key]
+    return value
 
 
 def _struct_at(keys: list[str]) -> Any:
@@ -233,14 +246,23 @@ _EXAMPLES = {
     "data.x": 'x = { dtype = "float32", shape = [30] }',
     "data.y": 'y = { dtype = "int64", classes = 2 }',
     "data.x.shape": "shape = [30]",
+    "data.x.classes": "classes = 10",
+    "data.y.classes": "classes = 2",
     "privacy.epsilon": "epsilon = 3.0",
+    "privacy.retries": "retries = 2",
+    "cohort.size": "size = 10",
+    "cohort.probability": "probability = 0.25",
+    "cohort.minimum": "minimum = 4",
+    "sampling.probability": "probability = 0.25",
     "training.rounds": "rounds = 60",
     "training.learning_rate": "learning_rate = 1.0",
+    "success.accuracy": "accuracy = 0.9",
+    "success.loss": "loss = 0.5",
 }
 
 
 def _example(keys: list[str]) -> str:
-    for length in range(len(keys), 0, -1):
+    for length in {len(keys), min(len(keys), 3)}:  # the key itself, or the list it stands in
         if example := _EXAMPLES.get(".".join(keys[:length])):
             return example
     struct = _struct_at(keys[:-1])
@@ -248,13 +270,15 @@ def _example(keys: list[str]) -> str:
     default = defaults.get(keys[-1], msgspec.NODEFAULT) if keys else msgspec.NODEFAULT
     if isinstance(default, str | int | float):
         return f"leave it out for the default, {default!r}"
-    return f"[{'.'.join(keys)}] is a table: {', '.join(_struct_at(keys).__struct_fields__)}"
+    known = ", ".join(_struct_at(keys).__struct_fields__)
+    return f"[{'.'.join(keys)}] is a table: {known}" if keys else f"a study has the tables {known}"
 
 
 def _choices(struct_keys: list[str]) -> list[str]:
     struct = _struct_at(struct_keys[:-1])
     fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
-    return list(fields[struct_keys[-1]].__args__)
+    kind = fields.get(struct_keys[-1]) if struct_keys else None
+    return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
 def _refuse_non_finite(value: Any, source: str, where: str = "") -> None:
@@ -269,7 +293,10 @@ def _refuse_non_finite(value: Any, source: str, where: str = "") -> None:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hubbub.study.code import Code, hash_folder, load_code
+from hubbub.study.code import Code, hash_folder, load_code, pick_functions
 from hubbub.study.config import Settings, read_settings
 from hubbub.study.lock import Lock, read_lock
 
@@ -42,9 +42,9 @@ class Study:
 
         Raises:
             StudyError: A setting is wrong.
-            CodeError: A function is missing.
+            CodeError: A function is missing, or there is one that no study has.
         """
-        return cls(settings=read_settings(settings), functions=Code(**functions))
+        return cls(settings=read_settings(settings), functions=pick_functions(functions, "study"))
 
     @cached_property
     def code(self) -> Code:

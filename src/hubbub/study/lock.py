@@ -1,10 +1,14 @@
 """study.lock: what a plan needs to know of code and data, so that planning imports neither."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from hubbub.errors import StudyError
+
+Positive = Annotated[int, Meta(ge=1)]
 
 
 class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -18,11 +22,11 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         slots: Public number of slots N_i of each participant.
     """
 
-    format: int
+    format: Literal[1]
     code_hash: str
     schema_hash: str
-    parameters: int
-    slots: dict[str, int]
+    parameters: Positive
+    slots: Annotated[dict[str, Positive], Meta(min_length=1)]
 
 
 def read_lock(path: Path) -> Lock | None:
@@ -35,7 +39,7 @@ def read_lock(path: Path) -> Lock | None:
         return msgspec.json.decode(path.read_bytes(), type=Lock)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StudyError(
             f"{path.name}, must be what hubbub check wrote, {error}",
             hint=f"rm {path} && hubbub check {path.parent}",

@@ -72,7 +72,7 @@ def conform(examples: object, data: Data, where: str) -> Slots:
             hint="slice both columns alike",
         )
     slots = len(x) if examples.slots is None else examples.slots
-    if slots < max(len(x), 1):
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < max(len(x), 1):
         raise CodeError(
             f"{where}, must declare at least one slot and one for each row, found slots = {slots!r}",
             hint="hubbub.Examples(x, y, slots=N) with a public N; leave out who can never have data",
@@ -83,7 +83,12 @@ def conform(examples: object, data: Data, where: str) -> Slots:
 
 
 def _column(values: object, column: Column, where: str) -> NDArray[Any]:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (ValueError, RuntimeError, TypeError) as error:  # ragged rows, tensors that record gradients
+        raise CodeError(
+            f"{where}, must convert to one array, {type(error).__name__}", hint="return a NumPy array"
+        ) from None
     if array.dtype.name != column.dtype:
         raise CodeError(
             f"{where}, must have dtype {column.dtype}, found {array.dtype.name}",
@@ -95,7 +100,7 @@ def _column(values: object, column: Column, where: str) -> NDArray[Any]:
             f"{where}, each record must have shape {list(column.shape)}, found {found}",
             hint="reshape it in study.py, or declare its shape under [data]",
         )
-    return array
+    return array.astype(column.dtype, copy=False)  # this machine's byte order
 
 
 def _usable(array: NDArray[Any], column: Column) -> NDArray[np.bool_]:
