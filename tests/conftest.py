@@ -85,3 +85,10 @@ def run(tmp_path):
         return hubbub.run(study, **options)
 
     return call
+
+
+@pytest.fixture
+def finished_run(make_study, settings, run):
+    """Give the folder of a finished run of 40 rounds, as an outsider gets it."""
+    tables = settings(training={"rounds": 40}, privacy={"epsilon": 3.0}, sampling={"probability": 0.25})
+    return run(make_study(tables)).out

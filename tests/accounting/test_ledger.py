@@ -128,7 +128,7 @@ def test_a_run_is_reserved_once(ledger):
 
 def test_all_datasets_admit_a_run_or_none_is_reserved(ledger):
     ledger.grant([filter_grant("poor", "example", 0.01, DELTA)])
-    with pytest.raises(BudgetError, match="poor has epsilon 0.01 of 0.01 left"):
+    with pytest.raises(BudgetError, match=r"poor has epsilon 0.01 of 0.01 left"):
         ledger.reserve(reservation(datasets=("rich", "poor")), sandbox_delta=DELTA)
     assert ledger.accounts().runs == {}
     assert "rich" not in ledger.accounts().grants
@@ -250,7 +250,7 @@ def test_equal_accounts_are_shown_alike_and_in_order_of_name(ledger):
 def test_a_damaged_ledger_is_one_clear_error(tmp_path):
     path = tmp_path / "ledger.db"
     path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(InputError, match="must be a budget ledger, .*; nothing spent"):
+    with pytest.raises(InputError, match=r"must be a budget ledger, .*; nothing spent"):
         Ledger(path)
 
 
