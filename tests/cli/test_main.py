@@ -1,0 +1,192 @@
+"""What a person types, and what they read."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hubbub.cli import main
+from hubbub.cli.arguments import COMMANDS, _parser
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Give a new study's folder and a fresh home."""
+    monkeypatch.delenv("HUBBUB_HOME", raising=False)
+    assert main(["new", str(tmp_path / "study")]) == 0
+    return tmp_path / "study"
+
+
+def change(study, old, new):
+    text = (study / "study.toml").read_text()
+    assert old in text
+    (study / "study.toml").write_text(text.replace(old, new))
+
+
+def refused(capsys, *arguments):
+    """Run a command that must fail: its code, its error, its hint; nothing else on either stream."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert out == ""
+    error, hint = err.strip().splitlines()
+    return code, error.removeprefix("hubbub: error: "), hint.removeprefix("hubbub: hint: ")
+
+
+def test_a_new_study_runs_as_it_is_and_meets_its_goal(study, capsys):
+    assert main(["run", str(study), "--out", str(study / "run-1")]) == 0
+    out, _ = capsys.readouterr()
+    for word in ("rounds", "participants", "accuracy", "epsilon spent", "report", "success", "met"):
+        assert word in out
+    assert (study / "run-1" / "report.html").exists()
+    assert (study / ".hubbub" / "ledger.db").exists()
+
+
+def test_the_third_run_is_refused_with_exit_code_one_until_somebody_grants_more(study, capsys):
+    for _ in range(2):
+        assert main(["run", str(study), "--quiet"]) == 0
+    code, error, hint = refused(capsys, "run", study)
+    assert code == 1
+    assert "left at delta" in error
+    assert error.endswith("nothing trained, nothing spent")
+    typed = hint[hint.index("hubbub budget grant") :].replace("'", "").split()[1:]
+    assert main(typed) == 0
+    assert main(["run", str(study), "--quiet"]) == 0
+
+
+def test_run_prints_json_for_a_machine(study, capsys):
+    capsys.readouterr()
+    assert main(["run", str(study), "--json", "--out", str(study / "r")]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    wanted = {"run", "rounds", "epsilon_spent", "epsilon_planned", "epsilon_budget", "delta", "metrics"}
+    assert wanted | {"wall_seconds", "log_size", "log_root", "out"} <= set(result)
+    assert result["log_root"] is None
+    assert err == ""
+
+
+def test_quiet_prints_nothing(study, capsys):
+    capsys.readouterr()
+    assert main(["run", str(study), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plan_prints_for_a_person_and_for_a_machine(study, capsys):
+    main(["check", str(study)])
+    capsys.readouterr()
+    assert main(["plan", str(study)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("noise multiplier", "who must be trusted for what", "coordinator", "plan hash", "sensitivity"):
+        assert word in shown
+    assert main(["plan", str(study), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plan_hash"] in shown.replace("\n", "").replace(" ", "")
+
+
+def test_check_shows_null_slots_only_to_the_owner_who_asks(study, capsys):
+    capsys.readouterr()
+    assert main(["check", str(study)]) == 0
+    assert "null" not in capsys.readouterr().out
+    assert main(["check", str(study), "--private"]) == 0
+    assert "null slots (private)" in capsys.readouterr().out
+
+
+def test_the_ledger_is_shown_and_told(study, capsys):
+    main(["run", str(study), "--quiet"])
+    capsys.readouterr()
+    assert main(["budget", "show", "--study", str(study)]) == 0
+    assert "filter" in capsys.readouterr().out
+    assert main(["budget", "show", "--study", str(study), "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert all(line["runs"] == 1 and line["epsilon_spent"] > 0 for line in lines)
+    assert main(["budget", "history", "--study", str(study / "study.toml")]) == 0
+    assert "budget-charged" in capsys.readouterr().out
+    assert main(["budget", "history", "--study", str(study), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[-1]["event"] == "budget-settled"
+
+
+def test_an_owner_grants_a_budget_before_the_first_run(study, capsys):
+    home = ["--home", str(study / ".hubbub")]
+    main(["check", str(study)])
+    names = list(json.loads((study / "study.lock").read_text())["slots"])
+    assert main(["budget", "grant", *names, "--epsilon", "0.01", *home]) == 0
+    code, error, _ = refused(capsys, "run", study)
+    assert code == 1
+    assert "has epsilon 0.01 of 0.01 left" in error
+
+
+def test_a_schedule_admits_its_plan_once(study, capsys):
+    home = ["--home", str(study / ".hubbub")]
+    main(["check", str(study)])
+    names = list(json.loads((study / "study.lock").read_text())["slots"])
+    assert main(["budget", "grant", *names, "--epsilon", "9", "--plan", str(study), *home]) == 0
+    assert main(["run", str(study), "--quiet"]) == 0
+    code, error, _ = refused(capsys, "run", study)
+    assert code == 1
+    assert "admits its listed plans only" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "hint"),
+    [
+        (["rnu"], "must be given a command it has, found 'rnu'", "hubbub run"),
+        (["xyzzy"], "must be given a command it has, found 'xyzzy'", "hubbub --help"),
+        (["run"], "the following arguments are required: STUDY", "hubbub run --help"),
+        (["plan", "nowhere"], "must be a readable study file, No such file or directory", "hubbub new DIR"),
+        (["budget", "show", "--home", "nowhere"], "nowhere, must hold a budget ledger, found none", "--study STUDY"),
+        (["budget", "grant", "x-*", "--epsilon", "1"], "must match a dataset of the ledger, found none", "budget show"),
+        (["budget", "grant", "x", "--epsilon", "-1"], "epsilon, must be a positive number, found -1.0", "--epsilon 3"),
+        (["budget", "grant", "x", "--epsilon", "many"], "invalid float value: 'many'", "hubbub budget grant --help"),
+        (["--verbose"], "unrecognized arguments: --verbose", "hubbub --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_error_and_a_hint(capsys, tmp_path, monkeypatch, arguments, words, hint):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HUBBUB_HOME", raising=False)
+    code, error, found = refused(capsys, *arguments)
+    assert code == 2
+    assert words in error
+    assert hint in found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("epsilon = ", "epsilon = -1 # ", "privacy.epsilon, must be float > 0.0, found -1"),
+        ('examples = "poisson"', 'examples = "poison"', "found 'poison'"),
+        ('noise = "server"', 'noise = "distributed"', "needs secure aggregation"),
+        ('dtype = "float32"', 'dtype = "float64"', "must have dtype float64, found float32"),
+    ],
+)
+def test_a_wrong_study_is_one_error_and_a_hint(study, capsys, old, new, words):
+    change(study, old, new)
+    code, error, hint = refused(capsys, "run", study)
+    assert code == 2
+    assert words in error
+    assert hint
+
+
+def test_a_new_study_overwrites_nothing(study, capsys):
+    code, error, _ = refused(capsys, "new", study)
+    assert code == 2
+    assert "must be a new or empty folder, found one that holds files; nothing written" in error
+
+
+def test_a_broken_study_py_is_one_line_that_names_the_place(study, capsys):
+    code_file = study / "study.py"
+    code_file.write_text("import numpy\n\n1 / 0\n")
+    code, error, _ = refused(capsys, "run", study)
+    assert code == 2
+    assert error == "study.py:3, must import, ZeroDivisionError: division by zero"
+
+
+def test_every_command_stands_in_the_help():
+    text = _parser().format_help()
+    assert all(f"hubbub {name}" in text or f"    {name} " in text for name in COMMANDS)
+
+
+def test_python_dash_m_hubbub_prints_the_help():
+    done = subprocess.run([sys.executable, "-m", "hubbub"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: hubbub")
+    assert "exit codes: 0 done, 1 refused by policy or budget" in done.stdout
