@@ -58,8 +58,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     >>> ticks(0, 60)
     [0.0, 20.0, 40.0, 60.0]
     """
-    span = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-9 * max(size, 1e-3) else max(size, 1e-3)
     power = 10.0 ** math.floor(math.log10(span / count))
     step = power * next(size for size in _STEPS if size * power * count >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
