@@ -150,7 +150,7 @@ def decode_event(line: bytes | str) -> AnyEvent:
     """
     try:
         return _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InputError(
             f"event, must be one JSON object of a known kind, {error}",
             hint="an event file is written by hubbub only: restore it from a copy",

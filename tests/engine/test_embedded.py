@@ -98,7 +98,9 @@ def test_a_claim_starts_by_saying_sandbox_and_names_what_is_unprotected(make_stu
     claim = claim_of(run(make_study()))
     assert claim["federation"].startswith("sandbox: ")
     assert claim["attacked"] == "not attacked"
-    assert claim["unprotected"] == ["metrics on the test records, which are disjoint from training"]
+    assert claim["unprotected"] == [
+        "metrics on the test records; that these are disjoint from training is what study.py says"
+    ]
     assert "Against the coordinator: no protection; it must be trusted." in claim["sentence"]
 
 
@@ -150,9 +152,11 @@ def test_a_run_stopped_half_way_is_charged_for_the_rounds_it_opened(make_study, 
 
 def test_an_existing_run_directory_is_never_written_to(make_study, run, tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(InputError, match="must be a new folder, found one that exists; nothing trained, nothing spent"):
+    with pytest.raises(InputError, match="must be a new folder that can be made, File exists; nothing trained"):
         run(make_study(), out=tmp_path / "taken")
-    assert not (tmp_path / "home" / "ledger.db").exists()
+    ledger = Ledger(tmp_path / "home" / "ledger.db")
+    assert ledger.accounts().runs == {}
+    ledger.close()
 
 
 def test_a_record_with_a_nan_contributes_nothing_in_silence(make_study, settings, run):

@@ -146,8 +146,10 @@ def _terms(events: Iterable[Event]) -> Terms:
             sampled[max(a, _LEAST_Q), min(b, _MOST_NOISE)] += n
     bare = _BARE in counts or any(z < 1 / _MOST_NOISE or n > _MOST_RELEASES for (_, z), n in sampled.items())
     mu = gaussian.mu(plain)
+    if bare or mu > _MOST_NOISE:
+        return Terms(plain=math.inf, sampled=(), rho=0.0, xi=0.0)
     return Terms(
-        plain=math.inf if bare or mu > _MOST_NOISE else mu,
+        plain=mu,
         sampled=tuple(sorted((q, z, n) for (q, z), n in sampled.items())),
         rho=math.fsum(a * n for (kind, a, _), n in counts.items() if kind == "zcdp"),
         xi=math.fsum(b * n for (kind, _, b), n in counts.items() if kind == "zcdp"),
@@ -177,6 +179,8 @@ def _compose_renyi(events: Iterable[Any], delta: float, orders: Sequence[float],
         except dp_accounting.UnsupportedEventError as error:
             hint = "account it under null-replacement"
             raise InputError("events, must have a theorem under replace-one, found another", hint=hint) from error
+        except ArithmeticError:  # noise so small that its square is 0
+            return math.inf, float(orders[0])
         epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
     return float(epsilon), float(order)
 
@@ -304,7 +308,7 @@ def epsilon_after_each(
     last = epsilon_schedule(event, [rounds], delta)
     early = [min(value, *last) for value in epsilon_schedule(event, counts, delta, interval=interval)]
     values = itertools.accumulate([*early, *last], max)
-    steps = zip([0, *counts], [*counts, rounds], values, strict=False)
+    steps = zip([0, *counts], [*counts, rounds], values, strict=True)
     return [value for before, after, value in steps for _ in range(after - before)]
 
 

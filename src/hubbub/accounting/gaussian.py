@@ -58,7 +58,7 @@ def delta(epsilon: float, mu: float) -> float:
     density = math.exp(-a * a / 2) / 2
     above = density * _erfcx(a / math.sqrt(2)) if a >= 0 else math.erfc(a / math.sqrt(2)) / 2
     below = density * _erfcx(b / math.sqrt(2))
-    margin = _ROUNDING * (above + below) * (1 + a * a) + math.ulp(0.0)
+    margin = _ROUNDING * (above + below) * (1 + min(a * a, 2000)) + math.ulp(0.0)
     return min(1.0, max(0.0, above - below) + margin)
 
 

@@ -21,7 +21,7 @@ from hubbub.accounting.ledger import Ledger
 from hubbub.coordinator import Coordinator
 from hubbub.engine.home import home_folder, open_ledger, salts
 from hubbub.engine.prepare import Prepared, prepare
-from hubbub.errors import InputError
+from hubbub.errors import BudgetError, InputError
 from hubbub.events import (
     AnyEvent,
     BudgetCharged,
@@ -108,11 +108,6 @@ def run(
     plan = make_plan(prepared.study)
     name = f"{plan.study}-{secrets.token_hex(4)}"
     folder = Path(out) if out is not None else (study.directory or Path()) / "runs" / name
-    if folder.exists():
-        raise InputError(
-            f"{folder}, must be a new folder, found one that exists; nothing trained, nothing spent",
-            hint="name another one with --out",
-        )
     home_path = Path(home) if home is not None else home_folder(study.directory)
     ledger = open_ledger(home_path)
     try:
@@ -141,8 +136,12 @@ class _Session:
     randomness: Randomness
 
     def run(self, folder: Path, salt: dict[str, bytes], watch: Watch | None, started: float) -> RunResult:
-        reserved = self.ledger.reserve(self.plan.reservation(self.name), sandbox_delta=self.plan.delta)
-        folder.mkdir(parents=True)
+        _make(folder)
+        try:
+            reserved = self.ledger.reserve(self.plan.reservation(self.name), sandbox_delta=self.plan.delta)
+        except BudgetError:
+            folder.rmdir()
+            raise
         (folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(self.plan), indent=1) + b"\n")
         record = _Record(folder, self.plan, watch)
         try:
@@ -281,6 +280,17 @@ class _Record:
     def close(self) -> None:
         self._file.close()
         self._metrics.close()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}, must be a new folder that can be made, {error.strerror or error}; "
+            "nothing trained, nothing spent",
+            hint="name another one with --out",
+        ) from None
 
 
 def _versions() -> dict[str, str]:

@@ -62,16 +62,11 @@ def make_learner(study: Study, example: Slots) -> Learner:
         from hubbub.local.torch_model import TorchModel
 
         learner: Learner = TorchModel(study.code, study.settings.study.seed)
-    elif study.settings.privacy.unit == "client":
+    else:
         from hubbub.local.arrays import ArrayModel
 
         learner = ArrayModel(study.code)
-    else:
-        raise CodeError(
-            "train(), protects whole participants only, found unit = 'example'",
-            hint='unit = "client", or define model() for record-level privacy',
-        )
-    learner.self_test(example)
+    learner.self_test(example, per_example=study.settings.privacy.unit == "example")
     return learner
 
 

@@ -11,7 +11,7 @@ from hubbub.errors import CodeError
 from hubbub.local.layout import Layout
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
-from hubbub.study.code import call
+from hubbub.study.code import call, running
 from hubbub.study.config import Training
 
 
@@ -27,13 +27,8 @@ class ArrayModel:
 
     def __init__(self, code: Code) -> None:
         self._code = code
-        arrays = call(code.parameters or dict)
-        if not isinstance(arrays, dict) or not arrays:
-            raise CodeError(
-                f"parameters(), must return arrays by name, found {type(arrays).__name__}",
-                hint='return {"weights": np.zeros(30), "bias": np.zeros(1)}',
-            )
-        named = {str(name): np.asarray(array) for name, array in arrays.items()}
+        returned = _named("parameters()", call(code.parameters or dict))
+        named = {name: np.asarray(array) for name, array in returned.items()}
         self.layout = Layout.of(named)
         self._initial = self.layout.flatten(named, "parameters()")
         if not np.isfinite(self._initial).all():
@@ -60,13 +55,16 @@ class ArrayModel:
         Raises:
             CodeError: Always.
         """
-        raise CodeError(
-            "train(), protects whole participants only, found unit = 'example'",
-            hint='unit = "client", or define model() for record-level privacy',
-        )
+        raise _refusal()
 
-    def self_test(self, example: Slots) -> None:
-        """Nothing to test: what train() does inside one participant is covered by client-level privacy."""
+    def self_test(self, example: Slots, *, per_example: bool) -> None:  # noqa: ARG002, one signature for all
+        """Refuse record-level privacy; what train() does inside one participant needs no test.
+
+        Raises:
+            CodeError: Gradients of single examples are needed.
+        """
+        if per_example:
+            raise _refusal()
 
     def update(
         self,
@@ -79,12 +77,14 @@ class ArrayModel:
         if not slots.is_real.any():
             return np.zeros(self.dimension)
         trained = call(self._code.train or dict, self.layout.unflatten(parameters), _records(slots), rng)
-        return self.layout.flatten(trained, "train()").astype(np.float64) - parameters
+        return self.layout.flatten(_named("train()", trained), "train()").astype(np.float64) - parameters
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
         """The user's metrics on the test records."""
-        metrics: Any = call(self._code.evaluate or dict, self.layout.unflatten(parameters), _records(slots))
-        return {str(name): float(value) for name, value in metrics.items()}
+        returned = call(self._code.evaluate or dict, self.layout.unflatten(parameters), _records(slots))
+        metrics = _named("evaluate()", returned)
+        with running("evaluate()"):
+            return {name: float(value) for name, value in metrics.items()}
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """The arrays by name."""
@@ -93,3 +93,19 @@ class ArrayModel:
 
 def _records(slots: Slots) -> Examples:
     return Examples(slots.x[slots.is_real], slots.y[slots.is_real])
+
+
+def _named(where: str, returned: Any) -> dict[str, Any]:
+    if not isinstance(returned, dict) or not returned or not all(isinstance(name, str) for name in returned):
+        raise CodeError(
+            f"{where}, must return a dict by name, found {type(returned).__name__}",
+            hint='return {"weights": ..., "bias": ...}',
+        )
+    return returned
+
+
+def _refusal() -> CodeError:
+    return CodeError(
+        "train(), protects whole participants only, found unit = 'example'",
+        hint='unit = "client", or define model() for record-level privacy',
+    )

@@ -101,12 +101,7 @@ def self_test(
         CodeError: A row's gradient depends on another row, so no clip bounds what one record adds.
     """
     module.train()
-    rng = np.random.default_rng(0)
-    made_up = rng.normal(size=(MICROBATCH, *slots.x.shape[1:]))
-    x = torch.from_numpy(
-        made_up.astype(slots.x.dtype) if slots.x.dtype.kind == "f" else np.ones_like(made_up, slots.x.dtype)
-    )
-    y = torch.from_numpy(np.ones((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype))
+    x, y = made_up_rows(slots)
     gradients = per_example(module, loss)
     before = _seeded(gradients, parameters, x, y)
     for row in (0, MICROBATCH // 2, MICROBATCH - 1):
@@ -120,6 +115,14 @@ def self_test(
                     f"model(): {name}, the gradient of one example must not depend on another, found that it does",
                     hint="look for layers that share state or statistics between examples",
                 )
+
+
+def made_up_rows(slots: Slots) -> tuple[Tensor, Tensor]:
+    """One microbatch of the study's shapes and dtypes that holds nobody's values."""
+    values = np.random.default_rng(0).normal(size=(MICROBATCH, *slots.x.shape[1:]))
+    x = values if slots.x.dtype.kind == "f" else np.ones_like(values)
+    y = np.ones((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype)
+    return torch.from_numpy(x.astype(slots.x.dtype)), torch.from_numpy(y)
 
 
 def _seeded(gradients: Callable[..., dict[str, Tensor]], *arguments: Any) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ class Learner(Protocol):
         """The parameters before round 1: the same for everybody who runs the same study."""
         ...
 
-    def self_test(self, example: Slots) -> None:
-        """Check on made-up records of this example's shapes that the model can be trained as its unit asks."""
+    def self_test(self, example: Slots, *, per_example: bool) -> None:
+        """Check on made-up records of these shapes that the model can be trained as its unit asks."""
         ...
 
     def clipped_sums(

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import clipped_sums, self_test
+from hubbub.local.gradients import clipped_sums, made_up_rows, self_test
 from hubbub.local.layout import Layout
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
-from hubbub.study.code import call
+from hubbub.study.code import call, running
 from hubbub.study.config import Training
 
 EVALUATION_ROWS = 1024
@@ -62,14 +62,22 @@ class TorchModel:
         sizes = [math.prod(shape) for shape in self.layout.shapes]
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
 
-    def self_test(self, example: Slots) -> None:
-        """Check on made-up records that no row of a microbatch changes another; see `gradients.self_test`.
+    def self_test(self, example: Slots, *, per_example: bool) -> None:
+        """Run the model once on made-up records of the declared shapes; see `gradients.self_test`.
+
+        Args:
+            example: Any participant's slots, for their shapes.
+            per_example: Whether gradients of single examples are needed.
 
         Raises:
             CodeError: The model does not run on the declared columns, or rows depend on each other.
         """
-        named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
-        call(self_test, self.module, self.loss, named, example)
+        with running("model() or loss() on the declared columns"):
+            if per_example:
+                named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
+                self_test(self.module, self.loss, named, example)
+            else:
+                self._gradients(*made_up_rows(example))
 
     def clipped_sums(
         self,
@@ -103,17 +111,19 @@ class TorchModel:
         for _ in range(training.local_epochs):
             order = rng.permutation(real)
             for start in range(0, len(order), training.batch_size):
-                rows = order[start : start + training.batch_size]
-                self._step(slots, rows, training.learning_rate)
+                with running("model() or loss() in training"):
+                    self._step(slots, order[start : start + training.batch_size], training.learning_rate)
         return self.flat.numpy().astype(np.float64) - parameters.astype(np.float64)
 
     def _step(self, slots: Slots, rows: Int[np.ndarray, " rows"], learning_rate: float) -> None:
-        outputs = self.module(torch.from_numpy(slots.x[rows]))
-        loss = self.loss(outputs, torch.from_numpy(slots.y[rows])).mean()
-        gradients = torch.autograd.grad(loss, self.parameters)
+        gradients = self._gradients(torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows]))
         with torch.no_grad():
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.add_(gradient, alpha=-learning_rate)
+
+    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        loss = self.loss(self.module(x), y).mean()
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
         """Mean loss over the test records, and accuracy where outputs are scores of classes.
@@ -128,8 +138,9 @@ class TorchModel:
             for start in range(0, len(rows), EVALUATION_ROWS):
                 part = rows[start : start + EVALUATION_ROWS]
                 x, y = torch.from_numpy(slots.x[part]), torch.from_numpy(slots.y[part])
-                outputs = self.module(x)
-                loss += float(self.loss(outputs, y).double().sum())
+                with running("model() or loss() on test data"):
+                    outputs = self.module(x)
+                    loss += float(self.loss(outputs, y).double().sum())
                 correct += int((_classes(outputs) == y.reshape(len(part), -1)[:, 0]).sum()) if is_classified else 0
         metrics = {"loss": loss / max(len(rows), 1)}
         return {"accuracy": correct / max(len(rows), 1), **metrics} if is_classified else metrics

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 UNIT_ROUNDOFF = 2.0**-53
+SMALLEST_NORMAL = 2.0**-1022
 
 
 def clip_update(update: Float[np.ndarray, " params"], max_norm: float) -> Float[np.ndarray, " params"]:
@@ -15,7 +16,7 @@ def clip_update(update: Float[np.ndarray, " params"], max_norm: float) -> Float[
 
     Args:
         update: New weights minus old weights, flattened.
-        max_norm: Clipping norm C, in units of the weights. Positive, finite.
+        max_norm: Clipping norm C, in units of the weights, from 1e-9 to 1e9.
 
     Returns:
         The clipped update, float64.
@@ -32,9 +33,9 @@ def clip_update(update: Float[np.ndarray, " params"], max_norm: float) -> Float[
     if not math.isfinite(largest) or largest == 0.0:
         return np.zeros_like(wide)
     direction = wide / largest
-    norm = float(np.linalg.norm(direction)) * largest  # the largest entry is 1, so squares cannot overflow
-    factor = float(clip_factors(np.array([norm]), max_norm, wide.size)[0])
-    return direction * (largest * factor) if factor < 1.0 else wide
+    norm = float(np.linalg.norm(direction))  # the largest entry is 1: its squares neither overflow nor vanish
+    reach = max_norm * _slack(wide.size)
+    return wide if norm * largest <= reach else direction * (reach / norm)
 
 
 def clip_factors(norms: Float[np.ndarray, " rows"], max_norm: float, dimension: int) -> Float[np.ndarray, " rows"]:
@@ -50,9 +51,14 @@ def clip_factors(norms: Float[np.ndarray, " rows"], max_norm: float, dimension: 
 
     Guarantees:
         factor x true norm <= `max_norm`: the factor is lowered by more than the rounding error of a
-        float64 sum of `dimension` squares.
+        float64 sum of `dimension` squares. A factor too small for float64's full precision is 0.
     """
-    slack = 1.0 - 2.0 * (dimension + 16) * UNIT_ROUNDOFF
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        factors = np.where(norms <= max_norm * slack, 1.0, max_norm * slack / norms)
-    return np.where(np.isfinite(norms), factors, 0.0)
+    reach = max_norm * _slack(dimension)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        factors = np.where(norms <= reach, 1.0, reach / norms)
+    return np.where(np.isfinite(norms) & (factors >= SMALLEST_NORMAL), factors, 0.0)
+
+
+def _slack(dimension: int) -> float:
+    """What is left of a bound after the rounding errors of a norm over `dimension` values, and of scaling by it."""
+    return 1.0 - 2.0 * (dimension + 16) * UNIT_ROUNDOFF

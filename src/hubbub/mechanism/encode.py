@@ -27,8 +27,8 @@ def encode_update(clipped: Float[np.ndarray, " params"], scale: float, max_norm:
         max_norm: Clipping norm C.
 
     Guarantees:
-        The L2 norm of the result, in exact integer arithmetic, is at most s C, whatever the input: while
-        it is not, the vector is shrunk and truncated again.
+        The L2 norm of the result, in exact integer arithmetic, is at most s C (up to 2^21), whatever the
+        input: while it is not, the integers are shrunk and truncated again.
 
     Raises:
         RoundError: The input is not finite; nothing was encoded.
@@ -39,12 +39,12 @@ def encode_update(clipped: Float[np.ndarray, " params"], scale: float, max_norm:
             hint="clip it first",
         )
     bound = Fraction(scale) * Fraction(max_norm)
-    values = clipped.astype(np.float64)
     largest, largest_square = math.floor(bound), math.floor(bound**2)
-    encoded = clamp(np.trunc(values * scale), largest)
-    while _square_sum(encoded) > largest_square:
-        values = values * (1.0 - 2.0**-20)
-        encoded = clamp(np.trunc(values * scale), largest)
+    with np.errstate(over="ignore"):
+        encoded = clamp(np.trunc(clipped.astype(np.float64) * scale), largest)
+    while (square := _square_sum(encoded)) > largest_square:
+        shrink = math.sqrt(largest_square / square) * (1.0 - 2.0**-20)  # below 1: each integer but 0 gets smaller
+        encoded = np.trunc(encoded * shrink).astype(np.int64)
     return encoded
 
 

@@ -110,7 +110,9 @@ def make_claim(
         noise_multiplier=plan.noise_multiplier,
         lifetime=lifetime,
         claims=plan.claims,
-        unprotected=() if is_test_public else ("metrics on the test records, which are disjoint from training",),
+        unprotected=()
+        if is_test_public
+        else ("metrics on the test records; that these are disjoint from training is what study.py says",),
         not_covered=(
             "a participant against itself",
             "people whose records lie with several participants",

@@ -4,8 +4,9 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -154,19 +155,44 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
     Raises:
         CodeError: The function raised. Its message is shown: call this at the site, or on test data.
     """
-    try:
+    shown = ", ".join(repr(argument) for argument in arguments if isinstance(argument, str))
+    name = getattr(function, "__name__", type(function).__name__)
+    with running(f"{name}({shown})"):
         return function(*arguments)
+
+
+@contextmanager
+def running(what: str) -> Generator[None]:
+    """Turn an exception of the user's code into one line that names the place.
+
+    Args:
+        what: What of the user's is running, such as `data('hospital-1')`.
+
+    Raises:
+        CodeError: Instead of any exception but ours.
+    """
+    try:
+        yield
     except HubbubError:
         raise
     except Exception as error:
-        shown = ", ".join(repr(argument) for argument in arguments if isinstance(argument, str))
-        code = getattr(function, "__code__", None)  # not there in a partial or an object with __call__
-        path = Path(code.co_filename if code else "study.py")
-        name = getattr(function, "__name__", type(function).__name__)
+        first = (str(error).splitlines() or [""])[0]
         raise CodeError(
-            f"{path.name}{_line(error, path)}: {name}({shown}), must not raise, {type(error).__name__}: {error}",
-            hint=f"call {name}({shown}) in a Python prompt for the whole traceback",
+            f"study code{_place(error)}: {what}, must not raise, {type(error).__name__}: {first}",
+            hint="the same call in a Python prompt shows the whole traceback",
         ) from error
+
+
+def _place(error: Exception) -> str:
+    """File and line of the last frame that is the user's, where there is one."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = Path(__file__).parents[1]
+    theirs = [
+        (path.name, line)
+        for path, line in frames
+        if ours not in path.parents and path.suffix == ".py" and not {"site-packages", "lib"} & set(path.parts)
+    ]
+    return f" at {theirs[-1][0]}:{theirs[-1][1]}" if theirs else ""
 
 
 def _line(error: Exception, path: Path) -> str:

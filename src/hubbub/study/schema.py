@@ -72,7 +72,7 @@ def conform(examples: object, data: Data, where: str) -> Slots:
             hint="slice both columns alike",
         )
     slots = len(x) if examples.slots is None else examples.slots
-    if not isinstance(slots, int) or isinstance(slots, bool) or slots < max(len(x), 1):
+    if type(slots) is not int or slots < max(len(x), 1):
         raise CodeError(
             f"{where}, must declare at least one slot and one for each row, found slots = {slots!r}",
             hint="hubbub.Examples(x, y, slots=N) with a public N; leave out who can never have data",
