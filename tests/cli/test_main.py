@@ -87,7 +87,7 @@ def test_plan_prints_for_a_person_and_for_a_machine(study, capsys):
 def test_check_shows_null_slots_only_to_the_owner_who_asks(study, capsys):
     capsys.readouterr()
     assert main(["check", str(study)]) == 0
-    assert "null" not in capsys.readouterr().out
+    assert "null slots" not in capsys.readouterr().out
     assert main(["check", str(study), "--private"]) == 0
     assert "null slots (private)" in capsys.readouterr().out
 

@@ -2,8 +2,8 @@
 
 1. Gaussians without sampling: closed form ("gdp").
 2. Gaussians, some of them Poisson-sampled: privacy loss distributions ("pld"), always pessimistic.
-3. Anything with zCDP in it, noise so small that no grid would fit in memory, or a delta so small that the
-   rounding of Fourier transforms shows: Renyi ("rdp").
+3. Anything with zCDP in it, noise so small that no grid would fit in memory, more than 200 000 equal
+   releases, or a delta so small that the rounding of Fourier transforms shows: Renyi ("rdp").
 
 Before that the events are flattened and equal ones are counted together, so the result depends neither
 on their order nor on how they are nested. Sampling that has no theorem under null-replacement (a fixed
@@ -41,6 +41,7 @@ ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *map(float, range(11, 64
 _QUICK_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0)
 _MAX_GRID = 2**18
 _LEAST_Q, _MOST_NOISE, _MOST_RELEASES = 1e-12, 1e6, 10**12
+_MOST_COMPOSED = 200_000  # the library takes (points of the grid)^count as an integer; at 10^7 that is a minute
 
 
 class Spent(msgspec.Struct, frozen=True):
@@ -232,7 +233,10 @@ def _pld(terms: Terms, delta: float, interval: float) -> float:
 
 
 def _grid(terms: Terms, delta: float, interval: float) -> float:
-    """Choose `interval`, or ten or a hundred times it, so that the losses of one release and of all fit."""
+    """Choose `interval`, or ten or a hundred times it, so that all losses fit; 0 if PLD cannot be used."""
+    most = max((count for _, _, count in terms.sampled), default=0)
+    if terms.rho or terms.xi or most > _MOST_COMPOSED or _roundoff(terms) > delta / 10:
+        return 0.0
     noises = [z for _, z, _ in terms.sampled] + ([1 / terms.plain] if terms.plain else [])
     one = max(0.5 / z**2 + 10 / z for z in noises)
     extent = max(one, _renyi(terms, delta, _QUICK_ORDERS)[0])
@@ -245,8 +249,7 @@ def _spend(terms: Terms, delta: float, interval: float) -> Spent:
         return Spent(math.inf, delta, "gdp")
     if not (terms.sampled or terms.rho or terms.xi):
         return Spent(gaussian.epsilon(delta, terms.plain), delta, "gdp")
-    is_beyond_pld = terms.rho or terms.xi or _roundoff(terms) > delta / 10
-    grid = 0.0 if is_beyond_pld else _grid(terms, delta, interval)
+    grid = _grid(terms, delta, interval)
     if not grid:
         return Spent(_renyi(terms, delta, ORDERS)[0], delta, "rdp")
     return Spent(_pld(terms, delta, grid), delta, "pld", grid)

@@ -198,7 +198,7 @@ def _explain(error: msgspec.ValidationError, tables: Any, source: str) -> StudyE
         known = list(struct.__struct_fields__)
         unknown = next(key for key in found if key not in known)  # from the table: a key can look like a message
         close = difflib.get_close_matches(unknown, known, n=1)
-        where = ".".join([*keys, unknown[:WIDEST]])
+        where = ".".join([*keys, unknown[:WIDEST] if unknown.isprintable() else _show(unknown)])
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return StudyError(f"{source}: {where}, unknown key, found {_show(unknown)}", hint=hint)
     if "missing required field" in rule:
