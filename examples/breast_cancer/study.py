@@ -1,7 +1,4 @@
-"""Wisconsin breast cancer (569 biopsies), spread unevenly over five hospitals.
-
-Hospital 1 sees the smallest tumours, none of them malignant; hospital 5 the largest, nearly all malignant.
-"""
+"""Wisconsin breast cancer (569 biopsies), spread unevenly over five hospitals."""
 
 import os
 from functools import cache
@@ -24,7 +21,7 @@ HIGH = [28.11, 39.28, 188.5, 2501.0, 0.163, 0.345, 0.427, 0.201, 0.304, 0.097,
         2.873, 4.885, 21.98, 542.2, 0.031, 0.135, 0.396, 0.053, 0.079, 0.03,
         36.04, 49.54, 251.2, 4254.0, 0.223, 1.058, 1.252, 0.291, 0.664, 0.208]  # fmt: skip
 
-RADIUS = [-0.45, -0.3, 0.1, 0.5]  # mean radius, scaled, that parts one hospital's tumours from the next one's
+RADIUS = [-0.45, -0.3, 0.1, 0.5]  # hospital-1 sees the smallest tumours, none malignant; hospital-5 the largest
 
 
 def scale(features):
