@@ -8,6 +8,8 @@ import torch
 
 import hubbub
 
+torch.set_num_threads(1)  # tests share the processor with each other
+
 SETTINGS = {
     "study": {"name": "tiny", "seed": 3},
     "data": {"x": {"dtype": "float32", "shape": [4]}, "y": {"dtype": "int64", "classes": 2}},

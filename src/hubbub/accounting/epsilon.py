@@ -40,7 +40,7 @@ CONFIRM, SEARCH, SKETCH = 1e-4, 1e-3, 1e-2
 ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *map(float, range(11, 64)), 128.0, 256.0, 512.0, 1024.0)
 _QUICK_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0)
 _MAX_GRID = 2**18
-_LEAST_Q, _MOST_NOISE, _MOST_RELEASES = 1e-12, 1e6, 10**12
+_LEAST_Q, _MOST_Q, _MOST_NOISE, _MOST_RELEASES = 1e-12, 1 - 1e-9, 1e6, 10**12
 _MOST_COMPOSED = 200_000  # the library takes (points of the grid)^count as an integer; at 10^7 that is a minute
 
 
@@ -102,6 +102,7 @@ def _sampled(q: float, inner: list[tuple[_Leaf, int]]) -> list[tuple[_Leaf, int]
     """Sample Gaussians that share one sample; several of them are one of less noise (joint dominance)."""
     if q == 0:
         return []
+    q = max(q, _LEAST_Q) if q < _MOST_Q else 1.0
     if any(kind != "gaussian" or leaf_q != 1 for (kind, leaf_q, _), _ in inner):
         return inner
     if len(inner) == 1 and inner[0][1] == 1:
@@ -144,7 +145,7 @@ def _terms(events: Iterable[Event]) -> Terms:
     sampled = Counter[tuple[float, float]]()
     for (kind, a, b), n in counts.items():
         if kind == "gaussian" and a < 1:
-            sampled[max(a, _LEAST_Q), min(b, _MOST_NOISE)] += n
+            sampled[a, min(b, _MOST_NOISE)] += n
     bare = _BARE in counts or any(z < 1 / _MOST_NOISE or n > _MOST_RELEASES for (_, z), n in sampled.items())
     mu = gaussian.mu(plain)
     if bare or mu > _MOST_NOISE:
@@ -154,16 +155,6 @@ def _terms(events: Iterable[Event]) -> Terms:
         sampled=tuple(sorted((q, z, n) for (q, z), n in sampled.items())),
         rho=math.fsum(a * n for (kind, a, _), n in counts.items() if kind == "zcdp"),
         xi=math.fsum(b * n for (kind, _, b), n in counts.items() if kind == "zcdp"),
-    )
-
-
-def _times(terms: Terms, count: int) -> Terms:
-    """Repeat everything `count` times."""
-    return Terms(
-        plain=gaussian.mu([(1 / terms.plain, count)]) if 0 < terms.plain < math.inf else terms.plain,
-        sampled=tuple((q, z, n * count) for q, z, n in terms.sampled),
-        rho=terms.rho * count,
-        xi=terms.xi * count,
     )
 
 
@@ -187,9 +178,11 @@ def _compose_renyi(events: Iterable[Any], delta: float, orders: Sequence[float],
 
 
 def _renyi(terms: Terms, delta: float, orders: Sequence[float]) -> tuple[float, float]:
+    """Compose at each order; the divergence of a sampled Gaussian is raised by more than its roundoff."""
     import dp_accounting as dp
 
-    events: list[Any] = [dp.ZCDpEvent(rho=terms.rho, xi=terms.xi)]
+    margin = 4e-15 * sum(count for _, _, count in terms.sampled)
+    events: list[Any] = [dp.ZCDpEvent(rho=terms.rho, xi=terms.xi + margin)]
     if terms.plain > 0:
         events.append(dp.GaussianDpEvent(noise_multiplier=1 / terms.plain))
     for q, z, count in terms.sampled:
@@ -282,9 +275,9 @@ def epsilon(events: Sequence[Event], delta: float, *, interval: float = CONFIRM)
 
 def epsilon_schedule(event: Event, counts: Sequence[int], delta: float, *, interval: float = CONFIRM) -> list[float]:
     """Return epsilon after each of these counts of one event; the loss of one event is built once."""
-    _check_delta(delta)
-    terms = _terms([event])
-    return [_spend(_times(terms, count), delta, interval).epsilon if count else 0.0 for count in counts]
+    document = codec.check(event) if isinstance(event, Mapping) else codec.encode(event)
+    repeated = [{"@": "SelfComposedDpEvent", "count": count, "event": document} for count in counts]
+    return [epsilon([events], delta, interval=interval).epsilon for events in repeated]
 
 
 def epsilon_after_each(

@@ -7,8 +7,10 @@ import hashlib
 import importlib.metadata
 import platform
 import secrets
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,9 +114,24 @@ def run(
     ledger = open_ledger(home_path)
     try:
         session = _Session(prepared, plan, name, ledger, randomness=_source(study, randomness))
-        return session.run(folder, salts(home_path, prepared.slots), watch, started)
+        with _one_torch_thread():
+            return session.run(folder, salts(home_path, prepared.slots), watch, started)
     finally:
         ledger.close()
+
+
+@contextmanager
+def _one_torch_thread() -> Generator[None]:
+    """Let torch work on one thread: the bits of a sum must not depend on how many cores there are."""
+    torch = sys.modules.get("torch")  # not there with the ndarray hook
+    before = torch.get_num_threads() if torch else 0
+    try:
+        if torch:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(before)
 
 
 def _source(study: Study, given: Randomness | None) -> Randomness:

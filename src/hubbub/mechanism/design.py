@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hubbub.accounting.calibration import calibrate
-from hubbub.accounting.discrete import inflation, integer_sigma
+from hubbub.accounting.discrete import MIN_SIGMA, inflation, integer_sigma
 from hubbub.cohort import (
     EveryExample,
     Everyone,
@@ -90,7 +90,7 @@ def _fit(draft: Mechanism, noise_multiplier: float, *, senders: int, batch: int)
     for exponent in range(finest, finest - FINEST, -1):
         scaled = msgspec.structs.replace(draft, scale=2.0**exponent)
         one = math.ceil(scaled.scale * draft.max_norm)
-        if scaled.sensitivity > COARSEST * one:
+        if scaled.sensitivity > COARSEST * one or 0 < noise_multiplier * scaled.sensitivity < MIN_SIGMA:
             break
         sigma = integer_sigma(noise_multiplier, scaled.sensitivity) if noise_multiplier else 0
         shares = math.sqrt(senders) if draft.noise == "local" else 1.0
