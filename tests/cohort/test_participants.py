@@ -50,11 +50,11 @@ def test_a_fixed_size_cohort_never_amplifies(members):
 
 
 def test_a_fixed_size_cohort_is_uniform_over_members_and_pairs():
-    included, sizes = counts(FixedSize(3), 4000, "fixed")
+    included, sizes = counts(FixedSize(3), 1500, "fixed")
     assert set(sizes) == {3}
     assert chisquare(included).pvalue > 1e-4
     randomness = SeededRandomness(5, "pairs")
-    pairs = [frozenset(FixedSize(2).select(ROSTER[:5], randomness)) for _ in range(4000)]
+    pairs = [frozenset(FixedSize(2).select(ROSTER[:5], randomness)) for _ in range(1500)]
     assert chisquare([pairs.count(pair) for pair in set(pairs)]).pvalue > 1e-4
     assert len(set(pairs)) == 10
 
@@ -90,7 +90,7 @@ def test_inclusion_frequencies_accept_the_right_probability_and_reject_its_neigh
 
 def test_two_members_are_drawn_independently():
     randomness = SeededRandomness(3, "independent")
-    cohorts = [set(SecretPoisson(0.5).select(ROSTER[:2], randomness)) for _ in range(4000)]
+    cohorts = [set(SecretPoisson(0.5).select(ROSTER[:2], randomness)) for _ in range(2000)]
     table = [sum(cohort == case for cohort in cohorts) for case in ([set(), {"site-0"}, {"site-1"}, set(ROSTER[:2])])]
     assert chisquare(table).pvalue > 1e-4
 
