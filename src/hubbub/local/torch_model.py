@@ -44,6 +44,7 @@ class TorchModel:
         self.layout = Layout.of({name: value.detach().numpy() for name, value in trained.items()})
         self._initial = self.layout.flatten({n: v.detach().numpy() for n, v in trained.items()}, "model()")
         self.parameters = list(trained.values())
+        self._untrained = {name: value.detach().clone() for name, value in self._state() if name not in trained}
         self.flat = torch.from_numpy(self._initial.copy())
         for value, view in zip(self.parameters, self.views(self.flat), strict=True):
             value.data = view
@@ -63,21 +64,41 @@ class TorchModel:
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
 
     def self_test(self, example: Slots, *, per_example: bool) -> None:
-        """Run the model once on made-up records of the declared shapes; see `gradients.self_test`.
+        """Run the model on made-up records of the declared shapes; see `gradients.self_test`.
+
+        Whatever the unit, nothing that the model has seen may stay in it: it would reach the next
+        participant's update, or the released file, without noise.
 
         Args:
             example: Any participant's slots, for their shapes.
             per_example: Whether gradients of single examples are needed.
 
         Raises:
-            CodeError: The model does not run on the declared columns, or rows depend on each other.
+            CodeError: The model does not run on the declared columns, rows depend on each other, or it
+                remembers what it has seen.
         """
-        with running("model() or loss() on the declared columns"):
+        self.module.train()
+        with running("model() or loss() on the declared columns"), torch.random.fork_rng():
             if per_example:
                 named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
                 self_test(self.module, self.loss, named, example)
             else:
-                self._gradients(*made_up_rows(example))
+                self._forgets(*made_up_rows(example))
+            for name, value in self._state():
+                if name in self._untrained and not torch.equal(value, self._untrained[name]):
+                    raise _memory(name)
+
+    def _forgets(self, x: Tensor, y: Tensor) -> None:
+        runs: list[tuple[Tensor, ...]] = []
+        for inputs in (x, torch.ones_like(x) if x.is_floating_point() else torch.zeros_like(x), x):
+            torch.manual_seed(0)
+            runs.append(self._gradients(inputs, y))
+        if not all(torch.equal(first, last) for first, last in zip(runs[0], runs[2], strict=True)):
+            raise _memory("the module")
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.module.named_parameters()
+        yield from self.module.named_buffers()
 
     def clipped_sums(
         self,
@@ -146,9 +167,10 @@ class TorchModel:
         return {"accuracy": correct / max(len(rows), 1), **metrics} if is_classified else metrics
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
-        """The module's whole state dict, frozen parameters and buffers included."""
+        """The module's whole state dict; frozen parameters and buffers are as `model()` made them."""
         self.flat.copy_(torch.from_numpy(parameters))
-        return {name: value.detach().numpy().copy() for name, value in self.module.state_dict().items()}
+        state = self.module.state_dict() | {n: v for n, v in self._untrained.items() if n in self.module.state_dict()}
+        return {name: value.detach().numpy().copy() for name, value in state.items()}
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -159,6 +181,13 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 def _classes(outputs: Tensor) -> Tensor:
     scores = outputs.reshape(len(outputs), -1)
     return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(dim=1)
+
+
+def _memory(name: str) -> CodeError:
+    return CodeError(
+        f"model(): {name}, must not remember what it has seen, found that it does",
+        hint="torch.nn.GroupNorm normalises without running statistics; what is learned belongs in parameters",
+    )
 
 
 def _accept(module: Any) -> nn.Module:

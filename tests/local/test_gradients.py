@@ -1,0 +1,308 @@
+"""Clipped gradient sums: right by plain autograd, and a record moves nothing but its own part."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hubbub.cohort import EveryExample, Everyone
+from hubbub.errors import CodeError
+from hubbub.local.gradients import clipped_sums, self_test
+from hubbub.local.torch_model import cross_entropy
+from hubbub.mechanism import Mechanism
+from hubbub.mechanism.mechanism import MICROBATCH
+from hubbub.study import Slots
+
+
+class Tied(nn.Module):
+    """One matrix used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6) / 3)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(torch.tanh(x @ self.weight) @ self.weight))
+
+
+class Frozen(nn.Module):
+    """One part trained, one part not."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Linear(6, 5).requires_grad_(False)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.features(x)))
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+
+
+def group_norm():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def embedding():
+    return nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 3))
+
+
+def layer_norm():
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+MODELS = {
+    "linear": (lambda: nn.Linear(6, 3), (6,)),
+    "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), (6,)),
+    "conv": (conv, (1, 6, 6)),
+    "group norm": (group_norm, (1, 6, 6)),
+    "layer norm": (layer_norm, (6,)),
+    "embedding": (embedding, (5,)),
+    "tied": (Tied, (6,)),
+    "frozen": (Frozen, (6,)),
+}
+NAMES = st.sampled_from(sorted(MODELS))
+
+
+def build(name):
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    return make(), shape
+
+
+def make_slots(name, rows, *, seed=0, nulls=()):
+    """Made-up records; the slots in `nulls` hold zeros."""
+    rng, shape = np.random.default_rng(seed), MODELS[name][1]
+    if name == "embedding":
+        x = rng.integers(0, 10, size=(rows, *shape))
+    else:
+        x = (3 * rng.normal(size=(rows, *shape))).astype(np.float32)
+    slots = Slots(x, rng.integers(0, 3, size=rows), np.ones(rows, dtype=bool))
+    for slot in nulls:
+        null(slots, slot)
+    return slots
+
+
+def null(slots, slot):
+    slots.x[slot], slots.y[slot], slots.is_real[slot] = 0, 0, False
+
+
+def copied(slots):
+    return Slots(slots.x.copy(), slots.y.copy(), slots.is_real.copy())
+
+
+def trained(module):
+    return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+
+
+def make_mechanism(module, max_norm=1.0):
+    return Mechanism(
+        unit="example",
+        noise="server",
+        noise_source="os",
+        max_norm=max_norm,
+        dimension=sum(value.numel() for value in trained(module).values()),
+        scale=2.0**20,
+        largest=2**30,
+        sigma=2**20,
+        steps=1,
+        noises_steps=False,
+        examples=EveryExample(),
+        participants=Everyone(),
+    )
+
+
+def sums(module, slots, mechanism, drawn=None, loss=cross_entropy):
+    """The microbatch sums of these slots, one row each."""
+    drawn = np.arange(len(slots)) if drawn is None else drawn
+    parts = clipped_sums(module, loss, trained(module), slots=slots, drawn=drawn, mechanism=mechanism)
+    return np.array(list(parts)).reshape(-1, mechanism.dimension)
+
+
+def reference(module, slots, max_norm):
+    """Sum of clipped gradients by one backward pass per record, in float64."""
+    double = module.double()
+    total = 0
+    for slot in np.flatnonzero(slots.is_real):
+        x = torch.from_numpy(slots.x[slot : slot + 1])
+        loss = cross_entropy(double(x if x.dtype == torch.int64 else x.double()), torch.from_numpy(slots.y[[slot]]))
+        parameters = [value for value in double.parameters() if value.requires_grad]
+        parts = torch.autograd.grad(loss.sum(), parameters)
+        gradient = torch.cat([part.reshape(-1) for part in parts]).numpy()
+        total = total + gradient * min(1.0, max_norm / np.linalg.norm(gradient))
+    return total
+
+
+@pytest.mark.parametrize("max_norm", [0.3, 1e6])
+@pytest.mark.parametrize("name", MODELS)
+def test_sums_equal_one_backward_pass_per_record_in_float64(name, max_norm):
+    module, _ = build(name)
+    slots = make_slots(name, 100, nulls=(0, 70))
+    found = sums(module, slots, make_mechanism(module, max_norm)).sum(axis=0)
+    expected = reference(module, slots, max_norm)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def exact_distance(first, second):
+    """L2 distance of two integer vectors, squared, exactly."""
+    return sum(int(a - b) ** 2 for a, b in zip(first, second, strict=True))
+
+
+def integers(module, slots, mechanism, drawn=None):
+    return sum(mechanism.encode_sum(part) for part in sums(module, slots, mechanism, drawn))
+
+
+@settings(max_examples=50, deadline=None)
+@given(NAMES, st.integers(1, 150), st.integers(0, 2**32), st.floats(1e-3, 100.0), st.data())
+def test_removing_one_record_moves_the_integer_sum_by_at_most_the_sensitivity(name, rows, seed, max_norm, data):
+    module, _ = build(name)
+    mechanism = make_mechanism(module, max_norm)
+    slots = make_slots(name, rows, seed=seed)
+    drawn = np.flatnonzero(np.random.default_rng(seed).random(rows) < 0.7)
+    victim = data.draw(st.integers(0, rows - 1))
+    if slots.x.dtype == np.float32:
+        slots.x[victim] *= np.float32(data.draw(st.sampled_from([1.0, 1e10, 1e30, 3e37, 1e-40])))
+    without = copied(slots)
+    null(without, victim)
+    if drawn.size:
+        moved = exact_distance(integers(module, slots, mechanism, drawn), integers(module, without, mechanism, drawn))
+        assert moved <= Fraction(mechanism.sensitivity) ** 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(NAMES, st.integers(2, 150), st.integers(0, 2**32), st.data())
+def test_a_null_row_changes_no_other_microbatch_and_no_other_row(name, rows, seed, data):
+    module, _ = build(name)
+    mechanism = make_mechanism(module)
+    slots = make_slots(name, rows, seed=seed)
+    victim = data.draw(st.integers(0, rows - 1))
+    without = copied(slots)
+    null(without, victim)
+    one, other = sums(module, slots, mechanism), sums(module, without, mechanism)
+    others = np.arange(len(one)) != victim // MICROBATCH
+    np.testing.assert_array_equal(one[others], other[others])
+    alone = copied(slots)
+    for slot in range(rows):
+        if slot != victim:
+            null(alone, slot)
+    own = sums(module, alone, mechanism)[victim // MICROBATCH]
+    np.testing.assert_allclose((one - other)[victim // MICROBATCH], own, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "embedding"])
+@pytest.mark.parametrize("value", [np.float32(3e38), np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_adds_exactly_zero(name, value):
+    module, _ = build(name)
+    mechanism = make_mechanism(module)
+    slots = make_slots(name, 40)
+    slots.x[7] = value * np.sign(slots.x[7])
+    without = copied(slots)
+    null(without, 7)
+    with_it, without_it = sums(module, slots, mechanism), sums(module, without, mechanism)
+    if np.isfinite(value):  # may saturate or overflow: whatever it adds is within the bound
+        assert np.linalg.norm(with_it - without_it) <= 1 + 1e-12
+    else:
+        np.testing.assert_array_equal(with_it, without_it)
+
+
+def test_only_null_rows_make_a_sum_of_zero():
+    module, _ = build("mlp")
+    found = sums(module, make_slots("mlp", 70, nulls=range(70)), make_mechanism(module))
+    assert found.shape == (2, make_mechanism(module).dimension)
+    assert not found.any()
+
+
+def test_an_empty_batch_has_no_microbatch():
+    module, _ = build("linear")
+    assert len(sums(module, make_slots("linear", 5), make_mechanism(module), drawn=np.arange(0))) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 128, 150])
+def test_packing_does_not_depend_on_which_slots_are_null(rows):
+    module, _ = build("linear")
+    shapes = []
+    weight = module.weight.shape
+
+    def watch(outputs, y):
+        shapes.append((tuple(outputs.shape), tuple(y.shape)))
+        return cross_entropy(outputs, y)
+
+    for nulls in ((), range(rows), (0,), range(0, rows, 2)):
+        found = sums(module, make_slots("linear", rows, nulls=nulls), make_mechanism(module), loss=watch)
+        assert len(found) == -(-rows // MICROBATCH)
+    assert set(shapes) == {((1, 3), (1,))}
+    assert len(shapes) == 4 * -(-rows // MICROBATCH)
+    assert module.weight.shape == weight
+
+
+def test_the_gradient_of_one_example_is_clipped_to_the_norm_and_no_further():
+    module, _ = build("mlp")
+    for max_norm in (1e-6, 0.01, 0.1):
+        for seed in range(20):
+            total = sums(module, make_slots("mlp", 1, seed=seed), make_mechanism(module, max_norm))[0]
+            square = sum(Fraction(float(value)) ** 2 for value in total)
+            assert square <= Fraction(max_norm) ** 2
+            assert square >= Fraction(max_norm) ** 2 * Fraction(999999, 1000000)
+
+
+# --- models whose examples interact
+
+
+class Remembers(nn.Linear):
+    """Adds a part of what it saw at its last call."""
+
+    last = None
+
+    def forward(self, x):
+        outputs = super().forward(x if self.last is None else x + 0.01 * self.last)
+        self.last = x.detach()
+        return outputs
+
+
+class Centres(nn.Linear):
+    """Subtracts the batch's mean, read behind the back of vmap."""
+
+    def forward(self, x):
+        raw = x
+        while torch._C._functorch.is_functorch_wrapped_tensor(raw):
+            raw = torch._C._functorch.get_unwrapped(raw)
+        return super().forward(x - raw.detach().mean())
+
+
+@pytest.mark.parametrize("kind", [Remembers, Centres])
+def test_a_model_whose_examples_interact_is_refused(kind):
+    module = kind(6, 3)
+    with pytest.raises(CodeError) as caught:
+        self_test(module, cross_entropy, trained(module), make_slots("linear", 3))
+    assert caught.value.message == (
+        "model(): weight, the gradient of one example must not depend on another, found that it does"
+    )
+    assert caught.value.hint == "look for layers that share state or statistics between examples"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_whose_examples_do_not_interact_pass(name):
+    module, _ = build(name)
+    self_test(module, cross_entropy, trained(module), make_slots(name, 3))
+
+
+def test_dropout_passes_because_each_example_draws_its_own_mask():
+    module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    state = torch.random.get_rng_state()
+    self_test(module, cross_entropy, trained(module), make_slots("linear", 3))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_self_test_reads_shapes_and_no_values():
+    module, _ = build("linear")
+    slots = make_slots("linear", 3)
+    slots.x[:] = np.nan
+    slots.y[:] = 10**9
+    self_test(module, cross_entropy, trained(module), slots)
