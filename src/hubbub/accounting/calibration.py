@@ -13,7 +13,7 @@ from hubbub.errors import InputError
 
 _STEPS = 10**6  # noise multipliers are searched in whole steps of 10^-6
 _MOST = 10**6 * _STEPS
-_LEAP = 8.0
+_LEAP = 2.0  # in logarithms
 _STAGES = ((SKETCH, _STEPS // 100), (SEARCH, 20), (CONFIRM, 3))
 
 _Cost = Callable[[int], float]
@@ -31,8 +31,8 @@ def _steepness(here: _Point, last: _Point, old: float) -> float:
 def _aim(here: _Point, steepness: float) -> int:
     """Guess where epsilon meets its target, at most one leap away."""
     n, ratio = here
-    leap = math.exp(math.log(min(max(ratio, 1e-9), 1e9)) / steepness)
-    return math.ceil(n * min(max(leap, 1 / _LEAP), _LEAP))
+    leap = math.log(min(max(ratio, 1e-9), 1e9)) / steepness
+    return math.ceil(n * math.exp(min(max(leap, -_LEAP), _LEAP)))
 
 
 def _solve(cost: _Cost, target: float, start: tuple[int, float], tolerance: int) -> tuple[int, float]:

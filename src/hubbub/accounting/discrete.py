@@ -130,10 +130,10 @@ def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHIN
         InputError: Sigma below `MIN_SIGMA`.
     """
     square = Fraction(_check_sigma(sigma) ** 2 - r**2) / _positive(sensitivity, "sensitivity") ** 2
-    steps = math.isqrt(math.floor(square * _DECIMALS**2)) + 1
-    while Fraction(steps / _DECIMALS) ** 2 > square:  # at most twice
-        steps -= 1
-    return steps / _DECIMALS
+    steps = math.isqrt(math.floor(square * _DECIMALS**2))
+    below = math.nextafter(steps / _DECIMALS, 0)  # where floats are further apart than the decimals
+    candidates = ((steps + 1) / _DECIMALS, steps / _DECIMALS, below)
+    return next(z for z in candidates if Fraction(z) ** 2 <= square)
 
 
 def integer_sigma(noise_multiplier: float, sensitivity: float, r: int = SMOOTHING) -> int:
