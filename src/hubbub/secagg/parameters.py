@@ -1,11 +1,10 @@
 """How many: participants to start with, holders of a secret, shares that rebuild it, inputs in a sum.
 
-Up to 128 participants everybody holds shares of everybody. Above, each chooses k holders at random after it
-saw the adverts; k and the threshold t are then the smallest for which a server that picks the adverts, the
-dropouts and the survivors, together with all c corrupt keys, opens one input with probability at most 2^-50
-in a session, however many adverts it withholds.
+Up to 128 participants everybody holds shares of everybody. Above, each chooses k holders at random after it saw
+the adverts; k and the threshold t are then the smallest for which a server that picks adverts, dropouts and
+survivors, with all c corrupt keys, opens one input with probability at most 2^-50 in a session.
 
-*Trust:* public; a participant checks what it is given with `check` before it enters a session.
+*Trust:* public; a participant runs `check` on what it is given before it enters a session.
 """
 
 import functools
@@ -22,13 +21,10 @@ from hubbub.errors import PlanError
 LARGEST_COMPLETE = 128
 LARGEST = 10_000
 SECRECY = -50.0
-"""Log2 of the chance, per session, that some input is not hidden in one sum: 2^-40 in 1024 sessions."""
+"""Log2 of the chance, per session, that more than one sum is opened: 2^-40 in 1024 sessions."""
 
 CORRECTNESS = -20.0
-"""Log2 of the chance that the planned dropouts leave a dropped dealer, or a survivor, with too few holders."""
-
-HONEST = 2
-"""Fewest honest inputs in a sum."""
+"""Log2 of the chance that the planned dropouts leave a survivor, or a dropped dealer, too few holders."""
 
 Floats = Float[np.ndarray, "..."]
 Many = int | Int[np.ndarray, "..."]
@@ -65,48 +61,44 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def survives(self) -> int:
         """Dropouts that a session of all n still completes with."""
-        return self.n - max(self.u_min, self.quorum_for(self.n))
+        return self.n - self.u_min
 
     def threshold_for(self, adverts: int) -> int:
         """Shares that give a secret back in a session of so many participants."""
         return self.threshold if self.neighbours else majority(adverts, self.colluding)
 
     def quorum_for(self, adverts: int) -> int:
-        """Consents over one set of survivors without which nobody unmasks; on the complete graph, the threshold.
+        """Consents to one set of survivors, of any participants, without which nobody unmasks.
 
         Guarantees:
-            No two sets of survivors get that many, as an honest participant consents once. Counting only the
-            dealer's own holders does not give this on the k-neighbour graph.
+            No two sets get that many. On the complete graph it is the threshold; on the other one, a threshold of
+            the own holders would let two sets pass (docs/proofs/secagg.md).
         """
         return majority(adverts, self.colluding)
 
     def check(self) -> None:
-        """Refuse thresholds with which the server could learn more than one sum.
+        """Refuse thresholds with which the server could open more than one sum.
 
         Raises:
             PlanError: In one line, with the value that would do.
         """
-        n, c = self.n, self.colluding
-        _within("cohort", n, (HONEST, LARGEST), "participants")
-        _within("cohort.colluding", c, (0, n - HONEST), f"of {n} participants, so that {HONEST} are honest")
-        _within("dimension", self.dimension, (1, 2**32), "coordinates")
-        _within("cohort.organisations", self.org_min, (1, n), f"for {n} participants")
-        sizes = (majority(n, c), n)
-        reason = f"of {n} participants with {c} colluding, so that no two groups of them can each make a sum"
-        _within("cohort.minimum", self.u_min, sizes, reason)
-        _within("secagg.n_min", self.n_min, sizes, reason)
-        if not self.neighbours:
-            _within("secagg.threshold", self.threshold, (sizes[0], sizes[0]), reason)
-            return
-        _within("secagg.neighbours", self.neighbours, (1, self.n_min - 2), f"in a session of {self.n_min}")
-        _within("secagg.threshold", self.threshold, (1, self.neighbours + 1), f"of {self.neighbours + 1} holders")
-        adverts = np.arange(self.n_min, n + 1)
-        reached = failure(adverts, c, k=self.neighbours, t=self.threshold)
+        n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
+        one_sum = f"of {n} participants, {self.colluding} colluding, so that two groups cannot make two sums"
+        _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
+        _within("secagg.dimension", self.dimension, (1, 2**32), "coordinates")
+        _within("cohort.org_min", self.org_min, (1, n), f"with {n} participants")
+        _within("cohort.minimum", self.u_min, (needed, n), one_sum)
+        _within("secagg.n_min", self.n_min, (needed, n), one_sum)
+        _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
+        _within(
+            "secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), f"of {k + 1 if k else n} holders"
+        )
+        reached = failure(np.arange(self.n_min, n + 1), self.colluding, k=k, t=self.threshold) if k else -math.inf
         if reached > SECRECY:
             raise PlanError(
-                f"secagg.threshold, must keep the chance to open one input at most 2^{SECRECY:.0f} in a session, found "
-                f"2^{reached:.2f} with {self.threshold} of {self.neighbours + 1} holders; nothing planned",
-                hint="neighbours = {}, threshold = {}".format(*search(n, self.n_min, c, dropped=n - self.n_min)),
+                f"secagg.threshold, must keep the chance of a second sum at most 2^{SECRECY:.0f} in a session, found "
+                f"2^{reached:.2f} with {self.threshold} of {k + 1} holders; nothing planned",
+                hint="neighbours = {}, threshold = {}".format(*search(n, self.n_min, self.colluding, n - self.n_min)),
             )
 
 
@@ -130,49 +122,37 @@ def choose(
     Args:
         n: Roster.
         colluding: Corrupt keys c among them, all colluding with the server.
-        dropouts: Fraction that may drop out; the round still completes.
+        dropouts: Fraction that may drop out of a round that still completes.
         dimension: Length of every vector.
-        minimum: Fewest inputs in a sum; by default nine in ten, or what secrecy needs.
+        minimum: Fewest inputs in a sum; by default nine in ten, or more if secrecy needs more.
         org_min: Fewest organisations in a session.
-        distributed: Participants bring the noise, so somebody who subtracts its own share must be counted.
+        distributed: Participants bring the noise; whoever subtracts its own share of it counts as colluding.
 
     Raises:
-        PlanError: No thresholds satisfy all of these; the hint is the value of one that does.
+        PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
     """
-    if not 0 <= dropouts < 1:
+    _within("cohort", n, (2 + distributed, LARGEST), "participants")
+    _within("cohort.dropouts", dropouts, (0, 1), "of the participants")
+    _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
+    dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
+    u_min = max(needed, n - n // 10) if minimum is None else minimum
+    draft = Parameters(
+        n=n, n_min=max(n - dropped, needed), u_min=u_min, threshold=needed, neighbours=0,
+        colluding=colluding, org_min=org_min, dimension=dimension,
+    )  # fmt: skip
+    draft.check()
+    if dropped > draft.survives:
+        enough = n - dropped >= needed
         raise PlanError(
-            f"cohort.dropouts, must be a fraction from 0 to below 1, found {dropouts!r}; nothing planned",
-            hint="dropouts = 0.1",
+            f"cohort.dropouts, must leave {u_min} of {n} participants, {colluding} colluding, found {dropouts!r}, "
+            f"which leaves {n - dropped}; nothing planned",
+            hint=f"minimum = {n - dropped}" if enough else f"dropouts = {1000 * draft.survives // n / 1000}",
         )
-    _within("cohort", n, (HONEST, LARGEST), "participants")
-    least = 1 if distributed else 0
-    _within("cohort.colluding", colluding, (least, n - HONEST), f"of {n} participants, so that {HONEST} are honest")
-    dropped = math.floor(Fraction(str(dropouts)) * n)
-    needed = majority(n, colluding)
-    n_min = max(n - dropped, needed)
-    k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, n_min, colluding, dropped=dropped)
-    chosen = Parameters(
-        n=n,
-        n_min=n_min,
-        u_min=max(needed, n - n // 10) if minimum is None else minimum,
-        threshold=t,
-        neighbours=k,
-        colluding=colluding,
-        org_min=org_min,
-        dimension=dimension,
-    )
-    chosen.check()
-    if dropped > chosen.survives:
-        fits = n - dropped >= needed
-        raise PlanError(
-            f"cohort.dropouts, must leave {chosen.u_min} of {n} participants with {colluding} colluding, found "
-            f"{dropouts!r}, which leaves {n - dropped}; nothing planned",
-            hint=f"minimum = {n - dropped}" if fits else f"dropouts = {math.floor(1000 * chosen.survives / n) / 1000}",
-        )
-    return chosen
+    k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped)
+    return msgspec.structs.replace(draft, neighbours=k, threshold=t)
 
 
-def search(n: int, n_min: int, corrupt: int, *, dropped: int) -> tuple[int, int]:
+def search(n: int, n_min: int, corrupt: int, dropped: int) -> tuple[int, int]:
     """The smallest k, with its largest correct t, that is secret in every session; (0, t) if only everybody will do."""
     adverts = np.arange(n_min, n + 1)
     for k in range(2, n_min - 1):
@@ -192,14 +172,12 @@ def failure(adverts: Int[np.ndarray, " sessions"], corrupt: int, *, k: int, t: i
     Source:
         Bell, Bonawitz, Gascon, Lepoint, Raykova 2020, eprint 2020/704, section 4; docs/proofs/secagg.md.
     """
-    others = (adverts - 1)[:, None]
-    hits = np.arange(max(2 * t - k - 1, 0), k + 1)
-    dealers = np.logaddexp2.reduce(_log2_hits(hits, others, corrupt, k), axis=1) + np.log2(adverts - corrupt)
-    honest = (adverts - corrupt)[:, None]
-    size = np.arange(1, int(honest.max()) // 2 + 1)
+    others, honest = (adverts - 1)[:, None], (adverts - corrupt)[:, None]
+    hits, size = np.arange(max(2 * t - k - 1, 0), k + 1), np.arange(1, int(honest.max()) // 2 + 1)
+    dealers = np.log2(honest) + np.logaddexp2.reduce(_log2_hits(hits, others, corrupt, k), axis=1, keepdims=True)
     closed = _log2_choose(honest, size) + size * _log2_tail(t - 1, others, corrupt + size - 1, k)
     closed = np.where(size <= honest // 2, closed, -np.inf)
-    return float(np.logaddexp2(dealers, np.logaddexp2.reduce(closed, axis=1)).max())
+    return float(np.logaddexp2.reduce(np.hstack([dealers, closed]), axis=1).max())
 
 
 def _largest_correct(n: int, dropped: int, k: int) -> int:
@@ -212,28 +190,24 @@ def _largest_correct(n: int, dropped: int, k: int) -> int:
 
 
 def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
-    """An upper bound of log2 P[at least x of k draws are marked].
-
-    Ratios of neighbouring terms fall, so the tail is at most its first term over 1 - (second / first).
-    """
+    """Upper bound of log2 P[at least x of k draws are marked]: ratios of terms fall, so a geometric series."""
     below = (x + 1) * (population - marked - k + x + 1)
     ratio = np.maximum(marked - x, 0) * (k - x) / np.maximum(below, 1)
     is_falling = (ratio < 1) & (below > 0)
-    tail = _log2_hits(np.array(x), population, marked, k) - np.log2(np.where(is_falling, 1 - ratio, 1))
+    tail = _log2_hits(x, population, marked, k) - np.log2(np.where(is_falling, 1 - ratio, 1))
     return np.where(is_falling, np.minimum(tail, 0), 0)
 
 
 def _log2_hits(x: Many, population: Many, marked: Many, k: int) -> Floats:
     """Log2 P[exactly x of k draws without replacement are marked]."""
-    unmarked = np.subtract(population, marked)
-    return _log2_choose(marked, x) + _log2_choose(unmarked, np.subtract(k, x)) - _log2_choose(population, k)
+    unmarked = _log2_choose(np.subtract(population, marked), np.subtract(k, x))
+    return _log2_choose(marked, x) + unmarked - _log2_choose(population, k)
 
 
 def _log2_choose(n: Many, k: Many) -> Floats:
     n, k = np.broadcast_arrays(n, k)
-    is_possible = (k >= 0) & (k <= n)
+    is_possible, logs = (k >= 0) & (k <= n), _log2_factorials()
     k = np.where(is_possible, k, 0)
-    logs = _log2_factorials()
     return np.where(is_possible, logs[n] - logs[k] - logs[n - k], -np.inf)
 
 
@@ -242,10 +216,9 @@ def _log2_factorials() -> Floats:
     return np.array([math.lgamma(number + 1) for number in range(LARGEST + 1)]) / math.log(2)
 
 
-def _within(where: str, found: int, limits: tuple[int, int], what: str) -> None:
+def _within(where: str, found: float, limits: tuple[int, int], what: str) -> None:
     if not limits[0] <= found <= limits[1]:
-        nearest = min(max(found, limits[0]), limits[1])
         raise PlanError(
-            f"{where}, must be from {limits[0]} to {limits[1]} {what}, found {found}; nothing planned",
-            hint=f"{where.rpartition('.')[2]} = {nearest}",
+            f"{where}, must be from {limits[0]} to {limits[1]} {what}, found {found!r}; nothing planned",
+            hint=f"{where.rpartition('.')[2]} = {min(max(found, limits[0]), limits[1])}",
         )
