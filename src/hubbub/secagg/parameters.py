@@ -1,0 +1,224 @@
+"""How many: participants to start with, holders of a secret, shares that rebuild it, inputs in a sum.
+
+Up to 128 participants everybody holds shares of everybody. Above, each chooses k holders at random after it saw
+the adverts; k and the threshold t are then the smallest for which a server that picks adverts, dropouts and
+survivors, with all c corrupt keys, opens one input with probability at most 2^-50 in a session.
+
+*Trust:* public; a participant runs `check` on what it is given before it enters a session.
+"""
+
+import functools
+import hashlib
+import math
+from fractions import Fraction
+
+import msgspec
+import numpy as np
+from jaxtyping import Float, Int
+
+from hubbub.errors import PlanError
+
+LARGEST_COMPLETE = 128
+LARGEST = 10_000
+SECRECY = -50.0
+"""Log2 of the chance, per session, that more than one sum is opened: 2^-40 in 1024 sessions."""
+
+CORRECTNESS = -20.0
+"""Log2 of the chance that the planned dropouts leave a survivor, or a dropped dealer, too few holders."""
+
+Floats = Float[np.ndarray, "..."]
+Many = int | Int[np.ndarray, "..."]
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Thresholds of one study, public, part of the plan.
+
+    Args:
+        n: Most keys that can be in a session: the roster.
+        n_min: Fewest participants that a session starts with.
+        u_min: Fewest inputs in a sum.
+        threshold: Shares that give a secret back, at n adverts; for fewer see `threshold_for`.
+        neighbours: Holders k that each participant chooses besides itself; 0 is everybody.
+        colluding: Corrupt keys c in the whole cohort.
+        org_min: Fewest organisations in a session.
+        dimension: Length d of every vector.
+    """
+
+    n: int
+    n_min: int
+    u_min: int
+    threshold: int
+    neighbours: int
+    colluding: int
+    org_min: int
+    dimension: int
+
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of all fields."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).digest()
+
+    @property
+    def survives(self) -> int:
+        """Dropouts that a session of all n still completes with."""
+        return self.n - self.u_min
+
+    def threshold_for(self, adverts: int) -> int:
+        """Shares that give a secret back in a session of so many participants."""
+        return self.threshold if self.neighbours else majority(adverts, self.colluding)
+
+    def quorum_for(self, adverts: int) -> int:
+        """Consents to one set of survivors, of any participants, without which nobody unmasks.
+
+        Guarantees:
+            No two sets get that many. On the complete graph it is the threshold; on the other one, a threshold of
+            the own holders would let two sets pass (docs/proofs/secagg.md).
+        """
+        return majority(adverts, self.colluding)
+
+    def check(self) -> None:
+        """Refuse thresholds with which the server could open more than one sum.
+
+        Raises:
+            PlanError: In one line, with the value that would do.
+        """
+        n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
+        one_sum = f"of {n} participants, {self.colluding} colluding, so that two groups cannot make two sums"
+        _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
+        _within("secagg.dimension", self.dimension, (1, 2**32), "coordinates")
+        _within("cohort.org_min", self.org_min, (1, n), f"with {n} participants")
+        _within("cohort.minimum", self.u_min, (needed, n), one_sum)
+        _within("secagg.n_min", self.n_min, (needed, n), one_sum)
+        _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
+        _within(
+            "secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), f"of {k + 1 if k else n} holders"
+        )
+        reached = failure(np.arange(self.n_min, n + 1), self.colluding, k=k, t=self.threshold) if k else -math.inf
+        if reached > SECRECY:
+            raise PlanError(
+                f"secagg.threshold, must keep the chance of a second sum at most 2^{SECRECY:.0f} in a session, found "
+                f"2^{reached:.2f} with {self.threshold} of {k + 1} holders; nothing planned",
+                hint="neighbours = {}, threshold = {}".format(*search(n, self.n_min, self.colluding, n - self.n_min)),
+            )
+
+
+def majority(members: int, corrupt: int) -> int:
+    """Fewest of `members` such that two such groups share an honest one; `corrupt` may be in both."""
+    return (members + corrupt) // 2 + 1
+
+
+def choose(
+    n: int,
+    *,
+    colluding: int,
+    dropouts: float,
+    dimension: int,
+    minimum: int | None = None,
+    org_min: int = 1,
+    distributed: bool = False,
+) -> Parameters:
+    """The thresholds of a plan.
+
+    Args:
+        n: Roster.
+        colluding: Corrupt keys c among them, all colluding with the server.
+        dropouts: Fraction that may drop out of a round that still completes.
+        dimension: Length of every vector.
+        minimum: Fewest inputs in a sum; by default nine in ten, or more if secrecy needs more.
+        org_min: Fewest organisations in a session.
+        distributed: Participants bring the noise; whoever subtracts its own share of it counts as colluding.
+
+    Raises:
+        PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
+    """
+    _within("cohort", n, (2 + distributed, LARGEST), "participants")
+    _within("cohort.dropouts", dropouts, (0, 1), "of the participants")
+    _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
+    dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
+    u_min = max(needed, n - n // 10) if minimum is None else minimum
+    draft = Parameters(
+        n=n, n_min=max(n - dropped, needed), u_min=u_min, threshold=needed, neighbours=0,
+        colluding=colluding, org_min=org_min, dimension=dimension,
+    )  # fmt: skip
+    draft.check()
+    if dropped > draft.survives:
+        enough = n - dropped >= needed
+        raise PlanError(
+            f"cohort.dropouts, must leave {u_min} of {n} participants, {colluding} colluding, found {dropouts!r}, "
+            f"which leaves {n - dropped}; nothing planned",
+            hint=f"minimum = {n - dropped}" if enough else f"dropouts = {1000 * draft.survives // n / 1000}",
+        )
+    k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped)
+    return msgspec.structs.replace(draft, neighbours=k, threshold=t)
+
+
+def search(n: int, n_min: int, corrupt: int, dropped: int) -> tuple[int, int]:
+    """The smallest k, with its largest correct t, that is secret in every session; (0, t) if only everybody will do."""
+    adverts = np.arange(n_min, n + 1)
+    for k in range(2, n_min - 1):
+        t = _largest_correct(n, dropped, k)
+        if failure(adverts[:1], corrupt, k=k, t=t) <= SECRECY and failure(adverts, corrupt, k=k, t=t) <= SECRECY:
+            return k, t
+    return 0, majority(n, corrupt)
+
+
+def failure(adverts: Int[np.ndarray, " sessions"], corrupt: int, *, k: int, t: int) -> float:
+    """Log2 of a bound on the chance that the server opens anything but one sum, in the worst of these sessions.
+
+    A dealer may have 2t - k - 1 corrupt holders: they give both kinds of share, the others one each, so both
+    its secrets can reach t. Or a set S of at most half of the honest may be closed: each member finds t holders
+    in S or among the corrupt, so S is cut off and nobody sees it.
+
+    Source:
+        Bell, Bonawitz, Gascon, Lepoint, Raykova 2020, eprint 2020/704, section 4; docs/proofs/secagg.md.
+    """
+    others, honest = (adverts - 1)[:, None], (adverts - corrupt)[:, None]
+    hits, size = np.arange(max(2 * t - k - 1, 0), k + 1), np.arange(1, int(honest.max()) // 2 + 1)
+    dealers = np.log2(honest) + np.logaddexp2.reduce(_log2_hits(hits, others, corrupt, k), axis=1, keepdims=True)
+    closed = _log2_choose(honest, size) + size * _log2_tail(t - 1, others, corrupt + size - 1, k)
+    closed = np.where(size <= honest // 2, closed, -np.inf)
+    return float(np.logaddexp2.reduce(np.hstack([dealers, closed]), axis=1).max())
+
+
+def _largest_correct(n: int, dropped: int, k: int) -> int:
+    """Largest t that dropouts spare: a survivor holds a share of its own, a dropped dealer does not."""
+    dead = np.arange(k + 1)
+    survivor = (n - dropped) * np.exp2(_log2_hits(dead, n - 1, dropped, k))[::-1].cumsum()[::-1]
+    dealer = dropped * np.exp2(_log2_hits(dead, n - 1, max(dropped - 1, 0), k))[::-1].cumsum()[::-1]
+    correct = (t for t in range(k + 1, 1, -1) if max(survivor[k - t + 2], dealer[k - t + 1]) <= 2**CORRECTNESS)
+    return next(correct, 1)
+
+
+def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
+    """Upper bound of log2 P[at least x of k draws are marked]: ratios of terms fall, so a geometric series."""
+    below = (x + 1) * (population - marked - k + x + 1)
+    ratio = np.maximum(marked - x, 0) * (k - x) / np.maximum(below, 1)
+    is_falling = (ratio < 1) & (below > 0)
+    tail = _log2_hits(x, population, marked, k) - np.log2(np.where(is_falling, 1 - ratio, 1))
+    return np.where(is_falling, np.minimum(tail, 0), 0)
+
+
+def _log2_hits(x: Many, population: Many, marked: Many, k: int) -> Floats:
+    """Log2 P[exactly x of k draws without replacement are marked]."""
+    unmarked = _log2_choose(np.subtract(population, marked), np.subtract(k, x))
+    return _log2_choose(marked, x) + unmarked - _log2_choose(population, k)
+
+
+def _log2_choose(n: Many, k: Many) -> Floats:
+    n, k = np.broadcast_arrays(n, k)
+    is_possible, logs = (k >= 0) & (k <= n), _log2_factorials()
+    k = np.where(is_possible, k, 0)
+    return np.where(is_possible, logs[n] - logs[k] - logs[n - k], -np.inf)
+
+
+@functools.cache
+def _log2_factorials() -> Floats:
+    return np.array([math.lgamma(number + 1) for number in range(LARGEST + 1)]) / math.log(2)
+
+
+def _within(where: str, found: float, limits: tuple[int, int], what: str) -> None:
+    if not limits[0] <= found <= limits[1]:
+        raise PlanError(
+            f"{where}, must be from {limits[0]} to {limits[1]} {what}, found {found!r}; nothing planned",
+            hint=f"{where.rpartition('.')[2]} = {min(max(found, limits[0]), limits[1])}",
+        )
