@@ -480,7 +480,7 @@ def table_at(document, path):
 def test_no_mutation_of_a_study_ends_in_anything_but_a_study_error():
     outcomes, refused = [], []
 
-    @settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=800, deadline=None, derandomize=True, database=None)
     @given(mutated())
     def fuzz(document):
         try:

@@ -1,0 +1,243 @@
+"""study.py: what is missing or broken is one line with its place, and the hash covers what runs."""
+
+import functools
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from hubbub.errors import CodeError, HubbubError, StudyError
+from hubbub.study import Code, Examples
+from hubbub.study.code import call, hash_folder, load_code
+
+MINIMAL = """
+import hubbub
+def participants(): return ["a"]
+def data(name): return hubbub.Examples([], [])
+def test_data(): return hubbub.Examples([], [])
+"""
+MODEL = MINIMAL + "def model(): return 3\n"
+HOOK = """
+def parameters(): return {}
+def train(parameters, examples, rng): return parameters
+def evaluate(parameters, examples): return {}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a study.py and return its path."""
+
+    def write(text, name="study.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(path):
+    with pytest.raises(CodeError) as caught:
+        load_code(path)
+    assert "\n" not in caught.value.message
+    return caught.value.message, caught.value.hint
+
+
+def test_functions_are_picked_out_by_name(write):
+    code = load_code(write(MODEL + "def loss(outputs, y): return 0\ndef other(): pass\nSIZE = 3\n"))
+    assert code.participants() == ["a"]
+    assert code.model() == 3
+    assert code.loss(1, 2) == 0
+    assert code.train is None
+
+
+def test_the_hook_is_picked_out_too(write):
+    code = load_code(write(MINIMAL + HOOK))
+    assert code.model is None
+    assert code.parameters() == {}
+
+
+@pytest.mark.parametrize("name", ["participants", "data", "test_data"])
+@pytest.mark.parametrize("instead", ["", "{name} = 3"])
+def test_a_missing_function_is_named(write, name, instead):
+    text = MODEL.replace(f"def {name}(", "def something_else(") + instead.format(name=name)
+    assert refusal(write(text)) == (
+        f"study.py: {name}(), must be defined, found nothing",
+        "hubbub new DIR makes a study.py that has it",
+    )
+
+
+@pytest.mark.parametrize("missing", ["parameters", "train", "evaluate"])
+def test_part_of_a_hook_is_refused(write, missing):
+    text = MINIMAL + HOOK.replace(f"def {missing}(", "def something_else(")
+    assert refusal(write(text)) == (
+        f"study code, must define model(), or all of parameters(), train(), evaluate(), found no {missing}()",
+        "def model() -> torch.nn.Module: ...",
+    )
+
+
+def test_neither_model_nor_hook_is_refused(write):
+    assert "found no parameters()" in refusal(write(MINIMAL))[0]
+
+
+def test_both_model_and_hook_are_refused(write):
+    assert refusal(write(MODEL + HOOK)) == (
+        "study code, must define model() or the ndarray hook, found both",
+        "remove parameters(), train() and evaluate(), or remove model()",
+    )
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    message, hint = refusal(tmp_path / "study.py")
+    assert message == f"{tmp_path / 'study.py'}, must be the study's code, found no such file"
+    assert hint == "hubbub new DIR makes a study that runs"
+
+
+def test_a_syntax_error_is_one_line_with_file_and_line(write):
+    path = write("import hubbub\n\ndef model(:\n")
+    message, hint = refusal(path)
+    assert message.startswith("study.py:3, must import, SyntaxError: invalid syntax")
+    assert hint == f"python {path} shows the whole traceback"
+
+
+def test_an_exception_while_importing_is_one_line_with_file_and_line(write):
+    message, _ = refusal(write("x = 1\ny = {}['key']\n"))
+    assert message == "study.py:2, must import, KeyError: 'key'"
+
+
+def test_a_module_that_is_not_there_is_one_line(write):
+    message, _ = refusal(write("import no_such_module_anywhere\n"))
+    assert message == "study.py:1, must import, ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+
+
+def test_a_refusal_of_ours_goes_through_unchanged(write):
+    path = write("from hubbub.errors import StudyError\nraise StudyError('where, rule, found', hint='do')\n")
+    with pytest.raises(StudyError, match=r"where, rule, found"):
+        load_code(path)
+
+
+def test_a_helper_beside_the_study_can_be_imported_and_the_path_is_left_alone(write):
+    write("NAMES = ['x']\n", "helper_of_a_test_in_study_code.py")
+    text = MODEL.replace('return ["a"]', "return NAMES") + "from helper_of_a_test_in_study_code import NAMES\n"
+    before = list(sys.path)
+    assert load_code(write(text)).participants() == ["x"]
+    assert sys.path == before
+    del sys.modules["helper_of_a_test_in_study_code"]
+
+
+def test_a_study_that_changes_the_path_itself_is_no_problem(write):
+    assert load_code(write("import sys\nsys.path.pop(0)\n" + MODEL)).participants() == ["a"]
+
+
+def test_the_file_that_was_hashed_runs_and_not_its_cached_bytecode(write):
+    path = write(MODEL)
+    stamp = path.stat()
+    assert load_code(path).participants() == ["a"]
+    path.write_text(MODEL.replace('["a"]', '["b"]'))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as old and as long as before
+    assert load_code(path).participants() == ["b"]
+
+
+def test_what_a_study_defines_can_be_pickled(write):
+    code = load_code(write(MODEL))
+    assert pickle.loads(pickle.dumps(code.participants))() == ["a"]
+
+
+# --- calling
+
+
+def raising(message):
+    def data(name):
+        raise ValueError(message)
+
+    return data
+
+
+def test_an_exception_inside_data_is_one_line_with_file_line_and_call(write):
+    code = load_code(write(MODEL.replace("return hubbub.Examples([], [])", "return {}['age']", 1)))
+    with pytest.raises(CodeError) as caught:
+        call(code.data, "north")
+    assert caught.value.message == "study code at study.py:4: data('north'), must not raise, KeyError: 'age'"
+    assert caught.value.hint == "the same call in a Python prompt shows the whole traceback"
+
+
+def test_an_exception_of_many_lines_is_one_line():
+    with pytest.raises(CodeError) as caught:
+        call(raising("first\nsecond"), "north")
+    assert caught.value.message.endswith("data('north'), must not raise, ValueError: first")
+
+
+def test_an_exception_without_words_is_one_line():
+    with pytest.raises(CodeError, match=r"ValueError: $"):
+        call(raising(""), "north")
+
+
+def test_what_has_no_name_can_fail_too():
+    class Caller:
+        def __call__(self):
+            raise ValueError("no")
+
+    for function in (functools.partial(raising("no"), "north"), Caller()):
+        with pytest.raises(CodeError, match="must not raise, ValueError: no"):
+            call(function)
+
+
+def test_a_refusal_of_ours_inside_a_function_goes_through_unchanged():
+    def data():
+        raise HubbubError("where, rule, found", hint="do")
+
+    with pytest.raises(HubbubError, match=r"where, rule, found"):
+        call(data)
+
+
+# --- hashes
+
+
+def test_the_folders_hash_changes_with_every_python_file_in_it(tmp_path, write):
+    write(MODEL)
+    hashes = [hash_folder(tmp_path)]
+    for name, text in (("helper.py", "x = 1"), ("helper.py", "x = 2"), ("other.py", "x = 2"), ("study.py", MINIMAL)):
+        write(text, name)
+        hashes.append(hash_folder(tmp_path))
+    (tmp_path / "helper.py").rename(tmp_path / "renamed.py")
+    hashes.append(hash_folder(tmp_path))
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_folders_hash_ignores_what_is_no_code(tmp_path, write):
+    write(MODEL)
+    before = hash_folder(tmp_path)
+    write("data", "data.csv")
+    assert hash_folder(tmp_path) == before
+
+
+def test_two_files_are_not_one_file_of_both_contents(tmp_path):
+    for folder, files in (("one", {"a.py": "x", "b.py": "y"}), ("two", {"a.py": "xb.py\x001\x00y"})):
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(text)
+    assert hash_folder(tmp_path / "one") != hash_folder(tmp_path / "two")
+
+
+def functions(**changes):
+    defaults = {
+        "participants": lambda: ["a"],
+        "data": lambda _: Examples(np.zeros(1), np.zeros(1)),
+        "test_data": lambda: Examples(np.zeros(1), np.zeros(1)),
+        "model": lambda: None,
+    }
+    return Code(**(defaults | changes))
+
+
+def test_the_hash_of_functions_changes_with_their_source():
+    assert functions().source_hash() == functions().source_hash()
+    assert functions(model=lambda: 3).source_hash() != functions().source_hash()
+    assert functions(loss=lambda *_: 3).source_hash() != functions().source_hash()
+
+
+def test_functions_without_a_file_are_hashed_by_what_they_do():
+    one, two = (eval(f"lambda: {number}") for number in (1, 2))
+    assert functions(model=one).source_hash() != functions(model=two).source_hash()
+    assert len(functions(model=functools.partial(print)).source_hash()) == 64
