@@ -8,6 +8,7 @@ third kind: a type that needs one does not belong here.
 *Trust:* whoever writes the file can write anything; what makes it evidence is the log that holds it.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -36,6 +37,7 @@ class RunStarted(Event, frozen=True, tag="run-started"):
     plan_hash: Public[str]
     code_hash: Public[str]
     noise_source: Public[str]
+    secagg: Public[Literal["run", "elide", "none"]]
     versions: Public[dict[str, str]]
 
 
@@ -102,7 +104,7 @@ class RoundClosed(Event, frozen=True, tag="round-closed"):
 
 
 class RoundFailed(Event, frozen=True, tag="round-failed"):
-    """A round attempt was given up; `reason` comes from a closed list and reads nothing private."""
+    """A round attempt was given up; `reason` says how many were there and which were missing, nothing private."""
 
     run: Public[str]
     round_number: Public[int]
@@ -186,11 +188,22 @@ class EventFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb")
+        self._hash = hashlib.sha256()
+        self.size = 0
+        """Events written."""
 
     def append(self, event: Event) -> None:
         """Write one event; it is in the file when this returns."""
-        self._file.write(encode_event(event) + b"\n")
+        line = encode_event(event) + b"\n"
+        self._file.write(line)
         self._file.flush()
+        self._hash.update(line)
+        self.size += 1
+
+    @property
+    def root(self) -> bytes:
+        """SHA-256 of the file as it is."""
+        return self._hash.digest()
 
     def close(self) -> None:
         """Close the file."""

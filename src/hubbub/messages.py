@@ -3,7 +3,7 @@
 Every message names its run, plan, round and attempt, so that an answer to one question can never pass for
 an answer to another.
 
-*Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but the two types, and each
+*Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but the three types, and each
 receiver checks what is in them.
 """
 
@@ -15,27 +15,45 @@ from hubbub.errors import InputError, RoundError
 
 
 class RoundOpened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="open"):
-    """The coordinator asks one participant to train: the model is d little-endian float32."""
+    """The coordinator asks one participant to train: the model is d little-endian float32.
+
+    `payload` opens a session of secure aggregation; it is empty where sums are plain.
+    """
 
     run: str
     plan_hash: str
     round_number: int
     attempt: int
     parameters: bytes
+    payload: bytes = b""
+
+
+class RoundContinued(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="continued"):
+    """A later message of the coordinator in a session of secure aggregation."""
+
+    run: str
+    plan_hash: str
+    round_number: int
+    attempt: int
+    payload: bytes
 
 
 class Contribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="contribution"):
-    """A participant's answer: d little-endian uint32, one element of the ring per parameter."""
+    """A participant's answer.
+
+    `payload` is one element of the ring per parameter, d little-endian uint32, where sums are plain; an
+    envelope of secure aggregation otherwise.
+    """
 
     run: str
     plan_hash: str
     round_number: int
     attempt: int
     participant: str
-    values: bytes
+    payload: bytes
 
 
-Message = RoundOpened | Contribution
+Message = RoundOpened | RoundContinued | Contribution
 _decoder = msgspec.msgpack.Decoder(Message)
 _encoder = msgspec.msgpack.Encoder()
 

@@ -13,18 +13,21 @@ from collections.abc import Mapping
 
 import msgspec
 
-from hubbub.accounting.discrete import inflation
 from hubbub.accounting.epsilon import epsilon, epsilon_after_each
 from hubbub.accounting.grants import repeated
 from hubbub.errors import PlanError, StudyError
 from hubbub.events import BudgetReserved, EventDocument
-from hubbub.mechanism import Mechanism, design
+from hubbub.mechanism import Mechanism, design, discrete_cost
+from hubbub.secagg.parameters import Parameters, choose
 from hubbub.study import Lock, Study
 from hubbub.study.config import Settings
 from hubbub.study.rules import LARGEST_DELTA
 
 RELATION = "null-replacement"
 PLAN_FORMAT = 1
+HONEST = 2
+"""Fewest noise shares, beyond those that may collude, in a sum that is released."""
+
 OVERHEAD_BYTES = 256
 """Allowance for names and framing of one message."""
 
@@ -61,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         dp_event: Cost of one attempt.
         inflation: H of the discrete-noise theorem, included in every epsilon.
         minimum: Fewest contributions U_min that a round accepts.
+        secagg: Thresholds of secure aggregation, None where sums are plain.
         slots: Public number of slots of each participant.
         expected_batch: What a round's sum is divided by: expected records, or expected participants.
         bytes_down_per_round: Per participant.
@@ -86,6 +90,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dp_event: EventDocument
     inflation: float
     minimum: int
+    secagg: Parameters | None
     slots: dict[str, int]
     expected_batch: float
     bytes_down_per_round: int
@@ -140,7 +145,15 @@ def make_plan(study: Study) -> Plan:
     rounds = settings.training.rounds
     retries = settings.privacy.retries
     retries = max(2, math.ceil(rounds / 100)) if retries is None else retries
-    mechanism = design(settings, dimension=lock.parameters, slots=tuple(lock.slots.values()), attempts=rounds + retries)
+    parameters = _secagg(settings, lock)
+    mechanism = design(
+        settings,
+        dimension=lock.parameters,
+        slots=tuple(lock.slots.values()),
+        attempts=rounds + retries,
+        shares=parameters.u_min - parameters.colluding if parameters else 1,
+    )
+    holders = (parameters.neighbours or parameters.n) if parameters else 0
     after_round, total = _epsilons(settings, mechanism, rounds, rounds + retries)
     return Plan(
         format=PLAN_FORMAT,
@@ -159,13 +172,14 @@ def make_plan(study: Study) -> Plan:
         mechanism=mechanism,
         dp_event=mechanism.dp_event,
         inflation=_inflation(mechanism, rounds + retries),
-        minimum=_minimum(settings, len(lock.slots)),
+        minimum=parameters.u_min if parameters else _minimum(settings, len(lock.slots)),
+        secagg=parameters,
         slots=lock.slots,
         expected_batch=_expected_batch(mechanism, lock.slots),
-        bytes_down_per_round=4 * lock.parameters + OVERHEAD_BYTES,
-        bytes_up_per_round=4 * lock.parameters + OVERHEAD_BYTES,
-        messages_per_round=2,
-        claims=_claims(mechanism, total, settings.privacy.delta),
+        bytes_down_per_round=4 * lock.parameters + OVERHEAD_BYTES * (2 + 4 * holders),
+        bytes_up_per_round=4 * lock.parameters + OVERHEAD_BYTES * (1 + holders),
+        messages_per_round=12 if parameters else 2,
+        claims=_claims(mechanism, parameters, total, settings.privacy.delta),
     )
 
 
@@ -186,6 +200,28 @@ def _check_sizes(settings: Settings, lock: Lock) -> None:
         )
 
 
+def _secagg(settings: Settings, lock: Lock) -> Parameters | None:
+    """Thresholds under which nobody sees anything but a sum; only distributed noise needs them."""
+    if settings.privacy.noise != "distributed":
+        return None
+    cohort = settings.cohort
+    parameters = choose(
+        len(lock.slots),
+        colluding=cohort.colluding,
+        dropouts=cohort.dropouts,
+        dimension=lock.parameters,
+        minimum=cohort.minimum,
+        distributed=True,
+    )
+    if parameters.u_min - parameters.colluding < HONEST:
+        raise PlanError(
+            f"cohort.minimum, must leave {HONEST} honest noise shares, found {parameters.u_min} of which "
+            f"{parameters.colluding} may collude; nothing planned",
+            hint=f"minimum = {parameters.colluding + HONEST}, more participants, or fewer colluding",
+        )
+    return parameters
+
+
 def _minimum(settings: Settings, roster: int) -> int:
     """Fewest contributions; for a secret cohort, fewest participants online before the secret draw."""
     size = settings.cohort.size or roster
@@ -201,7 +237,7 @@ def _minimum(settings: Settings, roster: int) -> int:
 
 
 def _inflation(mechanism: Mechanism, attempts: int) -> float:
-    return inflation(mechanism.dimension, attempts * mechanism.steps) if mechanism.sigma else 0.0
+    return discrete_cost(mechanism, attempts) if mechanism.sigma else 0.0
 
 
 def _epsilons(
@@ -223,7 +259,7 @@ def _epsilons(
 def _sampling_probability(mechanism: Mechanism) -> float:
     if mechanism.unit == "example":
         return mechanism.examples.sampling_probability
-    return getattr(mechanism.participants, "probability", 1.0)
+    return getattr(mechanism.participants, "probability", 1.0) if mechanism.noise == "server" else 1.0
 
 
 def _expected_batch(mechanism: Mechanism, slots: Mapping[str, int]) -> float:
@@ -234,17 +270,23 @@ def _expected_batch(mechanism: Mechanism, slots: Mapping[str, int]) -> float:
     return share * mechanism.examples.sampling_probability * sum(slots.values())
 
 
-def _claims(mechanism: Mechanism, epsilon: float | None, delta: float) -> tuple[Claim, ...]:
+def _claims(
+    mechanism: Mechanism, parameters: Parameters | None, epsilon: float | None, delta: float
+) -> tuple[Claim, ...]:
     """The trust table: one line per adversary, because who adds the noise decides who must be trusted."""
     amplified = _sampling_probability(mechanism) < 1.0
-    secret = (
-        "which records were drawn stays at the site" if mechanism.unit == "example" else "cohorts are never published"
-    )
+    is_example = mechanism.unit == "example"
+    secret = "which records were drawn stays at the site" if is_example else "cohorts are never published"
     protected = "noise is in every model they see" + (f"; {secret}" if amplified else "")
+    server_name = "coordinator"
     if not mechanism.sigma:
         server = others = (None, "no noise: whoever sees a sum or the model may learn everything in it")
     elif mechanism.noise == "local":
         server = others = (epsilon, "each participant adds its full noise before anything leaves it")
+    elif parameters:
+        server_name = f"coordinator and up to {parameters.colluding} of {parameters.n} participants"
+        server = (epsilon, "it sees only sums, which hold enough shares of noise; if the cryptography holds")
+        others = (epsilon, protected)
     else:
         server = (None, "it receives each contribution before noise is added")
         others = (epsilon, protected)
@@ -258,7 +300,7 @@ def _claims(mechanism: Mechanism, epsilon: float | None, delta: float) -> tuple[
             reason=reason,
         )
         for adversary, (value, reason) in (
-            ("coordinator", server),
+            (server_name, server),
             ("other participants", others),
             ("whoever sees the released models and the log", others),
         )

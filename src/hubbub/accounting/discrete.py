@@ -115,12 +115,13 @@ def _positive(value: float, where: str) -> Fraction:
     return Fraction(value)
 
 
-def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHING) -> float:
-    """Return z_eff = sqrt(sigma^2 - r^2) / sensitivity with six decimals, rounded down.
+def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHING, *, shares: int = 1) -> float:
+    """Return z_eff = sqrt(shares sigma^2 - r^2) / sensitivity with six decimals, rounded down.
 
     Args:
-        sigma: Parameter of the discrete Gaussian, an integer.
+        sigma: Parameter of each discrete Gaussian, an integer.
         sensitivity: L2 sensitivity of the *integer* query.
+        shares: How many such Gaussians, drawn independently, the noise holds at least.
         r: Width of the rounding in the proof.
 
     Guarantees:
@@ -129,7 +130,7 @@ def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHIN
     Raises:
         InputError: Sigma below `MIN_SIGMA`.
     """
-    square = Fraction(_check_sigma(sigma) ** 2 - r**2) / _positive(sensitivity, "sensitivity") ** 2
+    square = Fraction(shares * _check_sigma(sigma) ** 2 - r**2) / _positive(sensitivity, "sensitivity") ** 2
     steps = math.isqrt(math.floor(square * _DECIMALS**2))
     below = math.nextafter(steps / _DECIMALS, 0)  # where floats are further apart than the decimals
     candidates = ((steps + 1) / _DECIMALS, steps / _DECIMALS, below)

@@ -83,6 +83,10 @@ class Accounts:
             case _:
                 pass
 
+    def number(self, run: str) -> int:
+        """Number of a run's reservation, from 1: it only ever grows."""
+        return list(self.runs).index(run) + 1
+
     def uses(self, dataset: str) -> list[Use]:
         """Noised schedules of a dataset, with the attempts that count."""
         kind = self.grants[dataset].kind if dataset in self.grants else "filter"
@@ -239,15 +243,18 @@ class Ledger:
 
         return self.append(decide)
 
-    def charge(self, run: str, round_number: int, attempt: int) -> None:
+    def charge(self, run: str, round_number: int, attempt: int) -> bool:
         """Charge one attempt, durably; the second time for the same attempt changes nothing.
+
+        Returns:
+            Whether this call charged it.
 
         Raises:
             BudgetError: The run is not reserved, is settled, or has used all its attempts.
         """
         known = self._accounts.runs.get(run)
         if known is not None and (round_number, attempt) in known.charged:
-            return
+            return False
 
         def decide(accounts: Accounts) -> list[AnyEvent]:
             account = accounts.runs.get(run)
@@ -266,7 +273,7 @@ class Ledger:
                 )
             return [BudgetCharged(run=run, round_number=round_number, attempt=attempt)]
 
-        self.append(decide)
+        return bool(self.append(decide))
 
     def settle(self, run: str) -> BudgetSettled:
         """Close a run's reservation: only what was charged counts from now on, where a filter guards."""

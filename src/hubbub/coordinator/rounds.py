@@ -1,25 +1,27 @@
-"""Rounds as a state machine: `open` asks, `receive` adds up, `close` releases and moves the model.
+"""Rounds as a state machine: `open` asks, `receive` takes answers, `advance` ends a stage, `close` moves the model.
 
-No clock, no socket, no file: whoever drives it decides when a deadline has passed and calls `close`. A
+No clock, no socket, no file: whoever drives it decides when a deadline has passed and calls `advance`. A
 round with too few contributions fails by name and is tried again as a new attempt, with a fresh cohort,
 fresh samples and fresh noise, as often as the plan pays for.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from hubbub.coordinator.step import ServerStep
+from hubbub.coordinator.sums import MakeSum, PlainSum, Sum
 from hubbub.errors import RoundError
 from hubbub.events import RoundClosed, RoundFailed
 from hubbub.messages import (
     Contribution,
+    RoundContinued,
     RoundOpened,
     decode_message,
     encode_message,
     pack_parameters,
-    unpack_values,
 )
 from hubbub.planning import Plan
 from hubbub.randomness import Randomness
@@ -35,6 +37,7 @@ class Coordinator:
         plan: The approved plan.
         parameters: The initial model.
         randomness: Of secret cohorts and of server noise.
+        make_sum: How an attempt adds up; default: in the clear.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Coordinator:
         plan: Plan,
         parameters: Float32[np.ndarray, " params"],
         randomness: Randomness,
+        make_sum: MakeSum | None = None,
     ) -> None:
         self.run = run
         self.parameters = parameters
@@ -55,9 +59,9 @@ class Coordinator:
         self._plan_hash = plan.hash
         self._step = ServerStep(plan, settings.training)
         self._randomness = randomness
-        self._waiting: set[str] = set()
-        self._received = 0
-        self._total = np.zeros(0, dtype=np.uint32)
+        self._make_sum = make_sum
+        self._sum: Sum = PlainSum((), dimension=plan.mechanism.dimension, minimum=plan.minimum)
+        self._failure: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -90,20 +94,30 @@ class Coordinator:
                 hint="plan with more privacy.retries",
             )
         self.attempt += 1
-        cohort = self._plan.mechanism.participants.select(online, self._randomness)
-        self._waiting = set(cohort)
-        self._received = 0
-        self._total = np.zeros(self._plan.mechanism.dimension, dtype=np.uint32)
-        message = encode_message(
-            RoundOpened(
-                run=self.run,
-                plan_hash=self._plan_hash,
-                round_number=self.round_number,
-                attempt=self.attempt,
-                parameters=pack_parameters(self.parameters),
-            )
-        )
-        return dict.fromkeys(cohort, message)
+        self._failure = None
+        model = pack_parameters(self.parameters)
+        self._sum = self._start_sum(online, model)
+        return {
+            name: encode_message(RoundOpened(**self._address, parameters=model, payload=payload))
+            for name, payload in self._sum.open().items()
+        }
+
+    def _start_sum(self, online: Sequence[str], model: bytes) -> Sum:
+        if self._make_sum is not None:
+            return self._make_sum(self.round_number, self.attempt, model)
+        sampler = self._plan.mechanism.participants
+        cohort = sampler.select(online, self._randomness)
+        minimum = 0 if sampler.is_secret else self._plan.minimum
+        return PlainSum(cohort, dimension=self._plan.mechanism.dimension, minimum=minimum)
+
+    @property
+    def _address(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "plan_hash": self._plan_hash,
+            "round_number": self.round_number,
+            "attempt": self.attempt,
+        }
 
     def receive(self, data: bytes) -> None:
         """Add one contribution to the sum.
@@ -112,48 +126,49 @@ class Coordinator:
             RoundError: Not an answer to what was asked, or a second one; nothing was added.
         """
         message = decode_message(data)
-        asked = (self.run, self._plan_hash, self.round_number, self.attempt)
-        if not isinstance(message, Contribution) or asked != (
-            message.run,
-            message.plan_hash,
-            message.round_number,
-            message.attempt,
+        address = self._address
+        if not isinstance(message, Contribution) or any(
+            getattr(message, key) != value for key, value in address.items()
         ):
             raise RoundError(
                 f"round {self.round_number}, takes answers to attempt {self.attempt}, found another; nothing added",
                 hint="a late answer is dropped, its attempt stays charged",
             )
-        if message.participant not in self._waiting:
-            raise RoundError(
-                f"round {self.round_number}, takes one answer from each member of its cohort, found another from "
-                f"{message.participant!r}; nothing added",
-                hint="an answer is sent once",
-            )
-        self._total += unpack_values(message.values, self._plan.mechanism.dimension)
-        self._waiting.remove(message.participant)
-        self._received += 1
+        self._sum.receive(message.participant, message.payload)
+
+    def advance(self) -> dict[str, bytes]:
+        """End a stage: everything asked and not answered by now has dropped out.
+
+        Returns:
+            What to send next, by receiver; nothing when the attempt has ended: then `close` it.
+        """
+        try:
+            payloads = self._sum.advance()
+        except RoundError as error:
+            self._failure = error.message
+            return {}
+        return {
+            name: encode_message(RoundContinued(**self._address, payload=payload)) for name, payload in payloads.items()
+        }
 
     def close(self) -> RoundClosed | RoundFailed:
-        """End the attempt: release the sum and move the model, or fail and leave the model as it was.
-
-        Everything asked and not received by now has dropped out.
-        """
-        mechanism = self._plan.mechanism
-        is_secret = mechanism.participants.is_secret
-        if not is_secret and self._received < self._plan.minimum:
+        """End the attempt: release the sum and move the model, or fail and leave the model as it was."""
+        total = self._sum.total
+        if total is None:
             self._failures += 1
             return RoundFailed(
                 run=self.run,
                 round_number=self.round_number,
                 attempt=self.attempt,
-                reason="too few contributions",
+                reason=self._failure or "given up before its sum was complete",
             )
-        self.parameters, norm = self._step.move(self.parameters, mechanism.release(self._total, self._randomness))
+        mechanism = self._plan.mechanism
+        self.parameters, norm = self._step.move(self.parameters, mechanism.release(total, self._randomness))
         closed = RoundClosed(
             run=self.run,
             round_number=self.round_number,
             attempt=self.attempt,
-            participants=None if is_secret else self._received,
+            participants=None if mechanism.participants.is_secret else len(self._sum.survivors),
             step_norm=norm,
         )
         self.round_number += 1

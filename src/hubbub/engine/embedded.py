@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -21,6 +23,7 @@ from safetensors.numpy import save
 
 from hubbub.accounting.ledger import Ledger
 from hubbub.coordinator import Coordinator
+from hubbub.engine.federation import Federation, elided
 from hubbub.engine.home import home_folder, open_ledger, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.errors import BudgetError, InputError
@@ -32,6 +35,7 @@ from hubbub.events import (
     EventFile,
     ParticipantJoined,
     RoundClosed,
+    RoundFailed,
     RunFinished,
     RunStarted,
 )
@@ -180,6 +184,7 @@ class _Session:
             plan_hash=self.plan.hash,
             code_hash=self.plan.code_hash,
             noise_source=self.noise_source,
+            secagg=self.secagg,
             versions=_versions(),
         )
         joined = [
@@ -199,14 +204,49 @@ class _Session:
         return self.randomness.name if mechanism.noise_source == "os" else mechanism.noise_source
 
     def _train(self, record: "_Record") -> Float32[np.ndarray, " params"]:
-        settings, learner = self.prepared.study.settings, self.prepared.learner
+        learner = self.prepared.learner
+        coordinator, sites = self._parties(record)
+        every = max(1, self.plan.rounds // EVALUATIONS)
+        while not coordinator.is_finished:
+            closed = self._attempt(coordinator, sites, record)
+            record.append(closed)
+            is_last = coordinator.is_finished
+            if isinstance(closed, RoundClosed) and (is_last or closed.round_number % every == 0):
+                metrics = learner.evaluate(coordinator.parameters, self.prepared.test)
+                record.append(Evaluated(run=self.name, round_number=closed.round_number, metrics=metrics))
+        return coordinator.parameters
+
+    def _attempt(
+        self, coordinator: Coordinator, sites: dict[str, Participant], record: "_Record"
+    ) -> RoundClosed | RoundFailed:
+        """One attempt at one round: carry messages to and fro until there is nothing more to send."""
+        asked = coordinator.open(list(sites))
+        if self.secagg != "run":
+            self._charge(record, coordinator.round_number, coordinator.attempt)  # an empty cohort is charged too
+        while asked:
+            for name, message in asked.items():
+                reply = sites[name].receive(message, self.prepared.learner)
+                if reply is not None:
+                    coordinator.receive(reply)
+            asked = coordinator.advance()
+        return coordinator.close()
+
+    def _parties(self, record: "_Record") -> tuple[Coordinator, dict[str, Participant]]:
+        settings = self.prepared.study.settings
+        federation = None
+        if self.plan.secagg is not None and self.secagg == "run":
+            number = self.ledger.accounts().number(self.name)
+            federation = Federation(self.plan, self.plan.secagg, number=number, head=record.head)
+        make_sum = federation.make_sum if federation else (elided(self.plan) if self.secagg == "elide" else None)
         coordinator = Coordinator(
             self.name,
             settings=settings,
             plan=self.plan,
-            parameters=learner.initial(),
+            parameters=self.prepared.learner.initial(),
             randomness=self.randomness,
+            make_sum=make_sum,
         )
+        charge = partial(self._charge, record)
         sites = {
             name: Participant(
                 name,
@@ -215,28 +255,23 @@ class _Session:
                 plan=self.plan,
                 slots=slots,
                 randomness=self.randomness,
-                charge=lambda round_number, attempt: self.ledger.charge(self.name, round_number, attempt),
+                charge=charge,
+                client=federation.client(name, charge) if federation else None,
+                own_session=federation.session if federation else None,
             )
             for name, slots in self.prepared.slots.items()
         }
-        every = max(1, self.plan.rounds // EVALUATIONS)
-        while not coordinator.is_finished:
-            asked = coordinator.open(list(sites))
-            self._charge(record, coordinator.round_number, coordinator.attempt)  # an empty cohort is charged too
-            for name, message in asked.items():
-                coordinator.receive(sites[name].receive(message, learner))
-            closed = coordinator.close()
-            record.append(closed)
-            is_last = coordinator.is_finished
-            if isinstance(closed, RoundClosed) and (is_last or closed.round_number % every == 0):
-                metrics = learner.evaluate(coordinator.parameters, self.prepared.test)
-                record.append(Evaluated(run=self.name, round_number=closed.round_number, metrics=metrics))
-        return coordinator.parameters
+        return coordinator, sites
+
+    @property
+    def secagg(self) -> Literal["run", "elide", "none"]:
+        """Whether sums are secure, in the clear though the plan says secure, or in the clear by plan."""
+        return self.prepared.study.settings.speed.secagg if self.plan.secagg is not None else "none"
 
     def _charge(self, record: "_Record", round_number: int, attempt: int) -> None:
-        """Charge all datasets for an attempt before anybody is asked; participants find it charged."""
-        self.ledger.charge(self.name, round_number, attempt)
-        record.append(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
+        """Charge all datasets for an attempt, durably, the first time somebody asks."""
+        if self.ledger.charge(self.name, round_number, attempt):
+            record.append(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
 
     def _finish(self, folder: Path, events: list[Event], started: float) -> RunResult:
         claim = make_claim(
@@ -278,6 +313,10 @@ class _Record:
         self._file = EventFile(folder / "events.jsonl")
         self._metrics = (folder / "metrics.jsonl").open("xb")
         self._attempts = 0
+
+    def head(self) -> tuple[int, bytes]:
+        """Size and root of the record as it is."""
+        return self._file.size, self._file.root
 
     def append(self, *events: Event) -> None:
         for event in events:

@@ -9,7 +9,7 @@
 noise multiplier.
 """
 
-from hubbub.mechanism.design import design
+from hubbub.mechanism.design import design, discrete_cost
 from hubbub.mechanism.mechanism import Mechanism
 
-__all__ = ["Mechanism", "design"]
+__all__ = ["Mechanism", "design", "discrete_cost"]

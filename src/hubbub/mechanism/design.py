@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from hubbub.accounting.calibration import calibrate
-from hubbub.accounting.discrete import MIN_SIGMA, inflation, integer_sigma
+from hubbub.accounting.discrete import MIN_SHARE, MIN_SIGMA, inflation, integer_sigma
 from hubbub.cohort import (
     EveryExample,
     Everyone,
@@ -31,7 +31,7 @@ TAIL = 12
 """Standard deviations of noise that the ring has room for: passed once in 10^32 draws."""
 
 
-def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts: int) -> Mechanism:
+def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts: int, shares: int = 1) -> Mechanism:
     """Choose noise and integer scale so that all attempts together cost at most epsilon.
 
     Args:
@@ -39,14 +39,15 @@ def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts
         dimension: Number of parameters d.
         slots: Public number of slots N_i of each participant.
         attempts: Round attempts that the plan pays for, T + R.
+        shares: Noise shares that every sum holds at least (distributed noise), else 1.
 
     Raises:
         PlanError: No integer scale fits the ring with this noise.
     """
-    draft = _draft(settings, dimension)
+    draft = _draft(settings, dimension, shares)
     noise_multiplier = 0.0
     if settings.privacy.epsilon is not None:
-        h = inflation(dimension, attempts * draft.steps)
+        h = discrete_cost(draft, attempts)
         noise_multiplier = calibrate(
             lambda z: {"@": "SelfComposedDpEvent", "count": attempts, "event": draft.dp_event_at(z)},
             epsilon=settings.privacy.epsilon - 2 * h,
@@ -57,18 +58,25 @@ def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts
     return _fit(draft, noise_multiplier, senders=senders, batch=batch)
 
 
-def _draft(settings: Settings, dimension: int) -> Mechanism:
+def discrete_cost(mechanism: Mechanism, attempts: int) -> float:
+    """H of the discrete-noise theorem for these attempts: an upper bound for shares of any sigma."""
+    shares = [MIN_SHARE] * mechanism.shares if mechanism.shares > 1 else []
+    return inflation(mechanism.dimension, attempts * mechanism.steps, shares=shares)
+
+
+def _draft(settings: Settings, dimension: int, shares: int) -> Mechanism:
     probability, training = settings.sampling.probability, settings.training
     noises_steps = training.algorithm == "local-dp-sgd"
     return Mechanism(
         unit=settings.privacy.unit,
-        noise=settings.privacy.noise,  # pyright: ignore[reportArgumentType], the study refused "distributed"
+        noise=settings.privacy.noise,
         noise_source=settings.privacy.noise_source,
         max_norm=settings.privacy.max_norm,
         dimension=dimension,
         scale=1.0,
         largest=0,
         sigma=0,
+        shares=shares,
         steps=training.local_steps if noises_steps else 1,
         noises_steps=noises_steps,
         examples=EveryExample() if probability is None else PoissonExamples(probability),
@@ -90,11 +98,14 @@ def _fit(draft: Mechanism, noise_multiplier: float, *, senders: int, batch: int)
     for exponent in range(finest, finest - FINEST, -1):
         scaled = msgspec.structs.replace(draft, scale=2.0**exponent)
         one = math.ceil(scaled.scale * draft.max_norm)
-        if scaled.sensitivity > COARSEST * one or 0 < noise_multiplier * scaled.sensitivity < MIN_SIGMA:
+        if scaled.sensitivity > COARSEST * one or 0 < noise_multiplier * scaled.sensitivity < MIN_SIGMA * math.sqrt(
+            draft.shares
+        ):
             break
-        sigma = integer_sigma(noise_multiplier, scaled.sensitivity) if noise_multiplier else 0
-        shares = math.sqrt(senders) if draft.noise == "local" else 1.0
-        room = HALF_RING - 1 - math.ceil(TAIL * sigma * shares)
+        whole = integer_sigma(noise_multiplier, scaled.sensitivity) if noise_multiplier else 0
+        sigma = _share(whole, draft.shares)
+        added = math.sqrt(senders) if draft.noise in {"local", "distributed"} else 1.0
+        room = HALF_RING - 1 - math.ceil(TAIL * sigma * added)
         largest = one if draft.unit == "client" else batch * (one + 1)
         if draft.noises_steps:
             room, largest = HALF_RING - 1, (HALF_RING - 1) // senders
@@ -105,3 +116,8 @@ def _fit(draft: Mechanism, noise_multiplier: float, *, senders: int, batch: int)
         f"for {draft.dimension} parameters at noise multiplier {noise_multiplier:g}; nothing planned",
         hint="fewer participants in a round, smaller batches, fewer parameters or a larger epsilon",
     )
+
+
+def _share(sigma: int, shares: int) -> int:
+    """The smallest integer s with shares s^2 >= sigma^2: sigma / sqrt(shares), rounded up."""
+    return math.isqrt((sigma**2 - 1) // shares) + 1 if sigma else 0

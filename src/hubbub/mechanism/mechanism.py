@@ -24,13 +24,15 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         unit: Who is protected: one record of one participant, or one participant.
-        noise: Who adds the noise: the coordinator, each participant in full, or nobody.
+        noise: Who adds the noise: the coordinator, each participant a share, each in full, or nobody.
         noise_source: "os" draws exact discrete Gaussians; "float-simulation" rounds numpy's floats.
         max_norm: Clipping norm C, in units of the weights.
         dimension: Number of parameters d.
         scale: Power of two s that turns weights into integers.
         largest: Largest absolute coordinate that a participant sends before noise.
         sigma: Integer standard deviation of the noise that one sender adds; 0 without noise.
+        shares: Independent noises of `sigma` that every released sum holds at least: with distributed noise
+            the fewest survivors less those who may collude, each of whom can subtract its own; else 1.
         steps: Noised releases per round and participant (local steps of local-dp-sgd, else 1).
         noises_steps: Whether each local step adds its own noise, so that the result is released already.
         examples: Sampler of examples.
@@ -42,13 +44,14 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     unit: Literal["example", "client"]
-    noise: Literal["server", "local", "none"]
+    noise: Literal["server", "distributed", "local", "none"]
     noise_source: Literal["os", "float-simulation"]
     max_norm: float
     dimension: int
     scale: float
     largest: int
     sigma: int
+    shares: int
     steps: int
     noises_steps: bool
     examples: ExampleSampler
@@ -70,8 +73,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def noise_multiplier(self) -> float:
-        """z_eff = sqrt(sigma^2 - 4) / sensitivity, a 6-digit decimal rounded down; 0 without noise."""
-        return effective_noise_multiplier(self.sigma, self.sensitivity) if self.sigma else 0.0
+        """z_eff = sqrt(shares sigma^2 - 4) / sensitivity, a 6-digit decimal rounded down; 0 without noise."""
+        return effective_noise_multiplier(self.sigma, self.sensitivity, shares=self.shares) if self.sigma else 0.0
 
     @property
     def dp_event(self) -> EventDocument:
@@ -86,7 +89,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         if self.unit == "example":
             event = self.examples.dp_event(release)
         else:
-            event = release if self.noise == "local" else self.participants.dp_event(release)
+            event = self.participants.dp_event(release) if self.noise == "server" else release
         return event if self.steps == 1 else {"@": "SelfComposedDpEvent", "count": self.steps, "event": event}
 
     def clip(self, update: Float[np.ndarray, " params"]) -> Float[np.ndarray, " params"]:
@@ -120,14 +123,15 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         return values + discrete_gaussian(self.sigma, values.size, randomness)
 
     def send(self, values: Int64[np.ndarray, " params"], randomness: Randomness) -> UInt32[np.ndarray, " params"]:
-        """What one participant sends for its integer vector: clamped, noised if noise is local, in the ring.
+        """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
 
         Guarantees:
-            With local noise nothing un-noised is returned; with server noise the result is exact and
-            must reach nobody but the coordinator.
+            With local noise what is returned is private. With distributed noise it holds one share, too little
+            by itself: only a sum of at least the fewest survivors may be shown. With server noise it is exact
+            and must reach nobody but the coordinator.
         """
         clamped = clamp(values, self.largest)
-        owes_noise = self.noise == "local" and not self.noises_steps
+        owes_noise = self.noise in {"local", "distributed"} and not self.noises_steps
         return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
 
     def release(self, total: UInt32[np.ndarray, " params"], randomness: Randomness) -> Int64[np.ndarray, " params"]:

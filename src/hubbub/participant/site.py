@@ -5,7 +5,8 @@ Rules it enforces, in this order:
 1. a message belongs to this run and this plan;
 2. (round, attempt) only ever grows, so no noise and no sample is asked for twice;
 3. the charge for (run, round, attempt) is durable *before* the contribution exists;
-4. what is sent is clipped, encoded and, where noise is local, noised; nothing else leaves.
+4. what is sent is clipped, encoded and noised where this side owes noise; nothing else leaves;
+5. with distributed noise it leaves masked, in a session that `secagg.Client` has checked.
 
 What it does never depends on its records: no slot, an empty batch and a NaN all end in a contribution of
 the same length.
@@ -15,12 +16,13 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt32
 
 from hubbub.errors import RoundError
 from hubbub.local.learner import Learner
 from hubbub.messages import (
     Contribution,
+    RoundContinued,
     RoundOpened,
     decode_message,
     encode_message,
@@ -29,10 +31,13 @@ from hubbub.messages import (
 )
 from hubbub.planning import Plan
 from hubbub.randomness import Randomness
+from hubbub.secagg import Client, Session
 from hubbub.study import Slots
 from hubbub.study.config import Settings
 
 Charge = Callable[[int, int], None]
+OwnSession = Callable[[int, int, bytes], Session]
+"""(round, attempt, model bytes) -> the session as this participant knows it."""
 
 
 class Participant:
@@ -46,6 +51,8 @@ class Participant:
         slots: Its records.
         randomness: Of its secret sample and its noise.
         charge: Called with (round, attempt); returns once that attempt is durably charged, raises to refuse.
+        client: Its half of secure aggregation, with the same `charge`; None where sums are plain.
+        own_session: What a session must be bound to; with `client`.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class Participant:
         slots: Slots,
         randomness: Randomness,
         charge: Charge,
+        client: Client | None = None,
+        own_session: OwnSession | None = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -67,49 +76,77 @@ class Participant:
         self._slots = slots
         self._randomness = randomness
         self._charge = charge
+        self._client = client
+        self._own_session = own_session
+        self._parameters: Float32[np.ndarray, " params"] | None = None
         self._mark = (0, 0)
 
-    def receive(self, data: bytes, learner: Learner) -> bytes:
-        """Answer one `RoundOpened` with one `Contribution`.
+    def receive(self, data: bytes, learner: Learner) -> bytes | None:
+        """Answer one message of the coordinator; None where it needs no answer.
 
         Args:
             data: The message.
             learner: Any learner of this study; it holds no state between rounds.
 
         Raises:
-            RoundError: The message is for another run or plan, or asks again for an answered attempt.
+            RoundError: The message is for another run or plan, asks again for an answered attempt, or breaks a
+                rule of secure aggregation.
             BudgetError: The ledger does not admit this attempt.
         """
-        opened = decode_message(data)
-        if not isinstance(opened, RoundOpened) or (opened.run, opened.plan_hash) != (
-            self.run,
-            self._plan_hash,
-        ):
+        message = decode_message(data)
+        if isinstance(message, Contribution) or (message.run, message.plan_hash) != (self.run, self._plan_hash):
             raise RoundError(
                 f"{self.name}, must be asked under the run and plan it joined, found another's; nothing sent",
                 hint="both sides must run the same approved study",
             )
+        is_opening = isinstance(message, RoundOpened)
+        payload = self._open(message, learner) if is_opening else self._continue(message, learner)
+        return None if payload is None else self._contribution(message, payload)
+
+    def _open(self, opened: RoundOpened, learner: Learner) -> bytes | None:
         attempt = (opened.round_number, opened.attempt)
+        parameters = unpack_parameters(opened.parameters, self._plan.mechanism.dimension)
+        if self._client is not None and self._own_session is not None:
+            reply = self._client.open(opened.payload, self._own_session(*attempt, opened.parameters))
+            self._mark, self._parameters = attempt, parameters
+            return reply
         if attempt <= self._mark or opened.attempt < 1 or opened.round_number > self._plan.rounds:
             raise RoundError(
                 f"{self.name}, must be asked for each attempt once and in order, found round {attempt[0]} "
                 f"attempt {attempt[1]} after {self._mark}; nothing sent, no budget spent",
                 hint="a retry is a new attempt",
             )
-        parameters = unpack_parameters(opened.parameters, self._plan.mechanism.dimension)
         self._mark = attempt
         self._charge(*attempt)
-        values = self._plan.mechanism.send(self._train(parameters, opened.round_number, learner), self._randomness)
+        return pack_values(self._vector(parameters, learner))
+
+    def _continue(self, message: RoundContinued, learner: Learner) -> bytes | None:
+        if self._client is None or self._parameters is None or (message.round_number, message.attempt) != self._mark:
+            raise RoundError(
+                f"{self.name}, takes later messages of the attempt it answered last, found another's; nothing sent",
+                hint="a late message is dropped",
+            )
+        reply = self._client.receive(message.payload)
+        if self._client.stage != "training":
+            return reply
+        self._client.charge()
+        return self._client.mask(self._vector(self._parameters, learner))
+
+    def _contribution(self, message: RoundOpened | RoundContinued, payload: bytes) -> bytes:
         return encode_message(
             Contribution(
                 run=self.run,
                 plan_hash=self._plan_hash,
-                round_number=opened.round_number,
-                attempt=opened.attempt,
+                round_number=message.round_number,
+                attempt=message.attempt,
                 participant=self.name,
-                values=pack_values(values),
+                payload=payload,
             )
         )
+
+    def _vector(self, parameters: Float32[np.ndarray, " params"], learner: Learner) -> UInt32[np.ndarray, " params"]:
+        """This attempt's one vector: a fresh sample, trained, clipped, encoded, with fresh noise where it is owed."""
+        return self._plan.mechanism.send(self._train(parameters, self._mark[0], learner), self._randomness)
 
     def _train(
         self, parameters: Float32[np.ndarray, " params"], round_number: int, learner: Learner

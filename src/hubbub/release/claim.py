@@ -19,6 +19,13 @@ SANDBOX = (
 )
 
 
+SECAGG = {
+    "run": "run: each participant's vector was masked; not post-quantum confidential",
+    "elide": "simulated: sums were made in the clear, with the same bits as masked ones",
+    "none": "none: sums were made in the clear",
+}
+
+
 class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
     """claim.json. Every epsilon: null-replacement, at the delta beside it, None for infinite.
 
@@ -39,6 +46,7 @@ class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     certifiable: bool
     noise_source: str
+    secagg: str
     attacked: str
     run: str
     study: str
@@ -86,13 +94,14 @@ def make_claim(
     spent, spent_rdp, accountant = _spent(plan, attempts)
     success = {name: value for name, value in msgspec.to_builtins(settings.success).items() if value is not None}
     lifetime = _lifetime(plan, accounts)
-    is_certifiable = start.noise_source == "os"
+    is_certifiable = start.noise_source == "os" and start.secagg != "elide"
     return ReleaseClaim(
         format=1,
         federation=SANDBOX,
-        sentence=_sentence(plan, spent, lifetime, is_certifiable=is_certifiable),
+        sentence=_sentence(plan, spent, lifetime, start),
         certifiable=is_certifiable,
         noise_source=start.noise_source,
+        secagg=SECAGG[start.secagg],
         attacked="not attacked",
         run=start.run,
         study=plan.study,
@@ -149,7 +158,7 @@ def _lifetime(plan: Plan, accounts: Accounts) -> Statement:
     return max(statements, key=lambda line: math.inf if line.epsilon_spent is None else line.epsilon_spent)
 
 
-def _sentence(plan: Plan, spent: float | None, lifetime: Statement, *, is_certifiable: bool) -> str:
+def _sentence(plan: Plan, spent: float | None, lifetime: Statement, start: RunStarted) -> str:
     unit = "record" if plan.unit == "example" else "participant"
     if spent is None:
         return f"No noise was added: no {unit} is protected against anybody, and this model must not be released."
@@ -167,7 +176,9 @@ def _sentence(plan: Plan, spent: float | None, lifetime: Statement, *, is_certif
     )
     if trusted:
         words += f" Against the {' and '.join(trusted)}: no protection; it must be trusted."
-    if not is_certifiable:
+    if start.secagg == "elide":
+        words += " Simulated: secure aggregation was left out, so whoever ran this saw every vector."
+    if start.noise_source != "os":
         words += " Not certifiable: noise or samples did not come from the operating system's randomness."
     return words
 

@@ -7,7 +7,6 @@ survivors, with all c corrupt keys, opens one input with probability at most 2^-
 *Trust:* public; a participant runs `check` on what it is given before it enters a session.
 """
 
-import functools
 import hashlib
 import math
 from fractions import Fraction
@@ -28,13 +27,14 @@ CORRECTNESS = -20.0
 
 Floats = Float[np.ndarray, "..."]
 Many = int | Int[np.ndarray, "..."]
+_LOG2_FACTORIALS: Floats = np.array([math.lgamma(number + 1) for number in range(LARGEST + 1)]) / math.log(2)
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Thresholds of one study, public, part of the plan.
 
     Args:
-        n: Most keys that can be in a session: the roster.
+        n: Most keys that can be in a session.
         n_min: Fewest participants that a session starts with.
         u_min: Fewest inputs in a sum.
         threshold: Shares that give a secret back, at n adverts; for fewer see `threshold_for`.
@@ -68,20 +68,14 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.threshold if self.neighbours else majority(adverts, self.colluding)
 
     def quorum_for(self, adverts: int) -> int:
-        """Consents to one set of survivors, of any participants, without which nobody unmasks.
+        """Consents to one set of survivors, of any participants, without which nobody unmasks: no two get as many.
 
-        Guarantees:
-            No two sets get that many. On the complete graph it is the threshold; on the other one, a threshold of
-            the own holders would let two sets pass (docs/proofs/secagg.md).
+        The threshold of the complete graph. On the other, t consents of one's own holders do not stop two sets.
         """
         return majority(adverts, self.colluding)
 
     def check(self) -> None:
-        """Refuse thresholds with which the server could open more than one sum.
-
-        Raises:
-            PlanError: In one line, with the value that would do.
-        """
+        """Refuse, as PlanError, thresholds with which the server could open more than one sum."""
         n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
         one_sum = f"of {n} participants, {self.colluding} colluding, so that two groups cannot make two sums"
         _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
@@ -90,9 +84,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         _within("cohort.minimum", self.u_min, (needed, n), one_sum)
         _within("secagg.n_min", self.n_min, (needed, n), one_sum)
         _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
-        _within(
-            "secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), f"of {k + 1 if k else n} holders"
-        )
+        _within("secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), "shares")
         reached = failure(np.arange(self.n_min, n + 1), self.colluding, k=k, t=self.threshold) if k else -math.inf
         if reached > SECRECY:
             raise PlanError(
@@ -117,16 +109,11 @@ def choose(
     org_min: int = 1,
     distributed: bool = False,
 ) -> Parameters:
-    """The thresholds of a plan.
+    """The thresholds of a plan for n participants, of whom `colluding` work with the server.
 
-    Args:
-        n: Roster.
-        colluding: Corrupt keys c among them, all colluding with the server.
-        dropouts: Fraction that may drop out of a round that still completes.
-        dimension: Length of every vector.
-        minimum: Fewest inputs in a sum; by default nine in ten, or more if secrecy needs more.
-        org_min: Fewest organisations in a session.
-        distributed: Participants bring the noise; whoever subtracts its own share of it counts as colluding.
+    A round still completes when the fraction `dropouts` leaves. `minimum` is the fewest inputs in a sum, by default
+    nine in ten or what secrecy needs; `org_min` the fewest organisations in a session. With `distributed` noise
+    somebody counts as colluding: whoever subtracts its own share of it.
 
     Raises:
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
@@ -142,12 +129,11 @@ def choose(
     )  # fmt: skip
     draft.check()
     if dropped > draft.survives:
-        enough = n - dropped >= needed
-        raise PlanError(
-            f"cohort.dropouts, must leave {u_min} of {n} participants, {colluding} colluding, found {dropouts!r}, "
-            f"which leaves {n - dropped}; nothing planned",
-            hint=f"minimum = {n - dropped}" if enough else f"dropouts = {1000 * draft.survives // n / 1000}",
+        fits = (
+            f"minimum = {n - dropped}" if n - dropped >= needed else f"dropouts = {1000 * draft.survives // n / 1000}"
         )
+        left = f"found {dropouts!r}, which leaves {n - dropped}"
+        raise PlanError(f"cohort.dropouts, must leave {u_min} of {n} participants, {left}; nothing planned", hint=fits)
     k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped)
     return msgspec.structs.replace(draft, neighbours=k, threshold=t)
 
@@ -165,15 +151,14 @@ def search(n: int, n_min: int, corrupt: int, dropped: int) -> tuple[int, int]:
 def failure(adverts: Int[np.ndarray, " sessions"], corrupt: int, *, k: int, t: int) -> float:
     """Log2 of a bound on the chance that the server opens anything but one sum, in the worst of these sessions.
 
-    A dealer may have 2t - k - 1 corrupt holders: they give both kinds of share, the others one each, so both
-    its secrets can reach t. Or a set S of at most half of the honest may be closed: each member finds t holders
-    in S or among the corrupt, so S is cut off and nobody sees it.
+    A dealer may have 2t - k - 1 corrupt holders, who give both kinds of share: both its secrets can reach t. Or
+    a set S of at most half of the honest may be closed: each member finds t holders in S or among the corrupt.
 
     Source:
         Bell, Bonawitz, Gascon, Lepoint, Raykova 2020, eprint 2020/704, section 4; docs/proofs/secagg.md.
     """
     others, honest = (adverts - 1)[:, None], (adverts - corrupt)[:, None]
-    hits, size = np.arange(max(2 * t - k - 1, 0), k + 1), np.arange(1, int(honest.max()) // 2 + 1)
+    hits, size = np.arange(max(2 * t - k - 1, 0), k + 1), np.arange(1, honest.max() // 2 + 1)
     dealers = np.log2(honest) + np.logaddexp2.reduce(_log2_hits(hits, others, corrupt, k), axis=1, keepdims=True)
     closed = _log2_choose(honest, size) + size * _log2_tail(t - 1, others, corrupt + size - 1, k)
     closed = np.where(size <= honest // 2, closed, -np.inf)
@@ -206,14 +191,9 @@ def _log2_hits(x: Many, population: Many, marked: Many, k: int) -> Floats:
 
 def _log2_choose(n: Many, k: Many) -> Floats:
     n, k = np.broadcast_arrays(n, k)
-    is_possible, logs = (k >= 0) & (k <= n), _log2_factorials()
+    is_possible, logs = (k >= 0) & (k <= n), _LOG2_FACTORIALS
     k = np.where(is_possible, k, 0)
     return np.where(is_possible, logs[n] - logs[k] - logs[n - k], -np.inf)
-
-
-@functools.cache
-def _log2_factorials() -> Floats:
-    return np.array([math.lgamma(number + 1) for number in range(LARGEST + 1)]) / math.log(2)
 
 
 def _within(where: str, found: float, limits: tuple[int, int], what: str) -> None:

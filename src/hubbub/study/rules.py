@@ -25,12 +25,19 @@ type_of_rule = Iterator[tuple[str, str, str, str]]
 
 def _privacy(settings: Settings) -> type_of_rule:
     privacy = settings.privacy
-    if privacy.noise == "distributed":
+    if privacy.noise == "distributed" and settings.cohort.participants != "everyone":
         yield (
-            "privacy.noise",
-            "'distributed' needs secure aggregation",
-            "no secure aggregation in this version; nothing planned",
-            'noise = "server" trusts the coordinator with un-noised sums; noise = "local" trusts nobody',
+            "cohort.participants",
+            "distributed noise needs a sum over the whole roster",
+            f"participants = {settings.cohort.participants!r}",
+            'participants = "everyone", or noise = "server"',
+        )
+    if privacy.noise == "distributed" and settings.cohort.colluding < 1:
+        yield (
+            "cohort.colluding",
+            "must be at least 1 with distributed noise: a curious participant subtracts its own share",
+            repr(settings.cohort.colluding),
+            "colluding = 1",
         )
     if privacy.noise == "none":
         if privacy.epsilon is not None:
