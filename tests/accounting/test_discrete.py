@@ -146,6 +146,11 @@ def test_a_thousand_rounds_of_a_million_coordinates_cost_less_than_any_float_sho
     assert refusal.value.hint == "raise privacy.scale, or account the run by zCDP"
 
 
+def test_shares_enter_the_inflation_where_they_can_be_seen(monkeypatch):
+    monkeypatch.setattr(discrete, "MIN_SHARE", 1)
+    assert discrete.inflation(3, 5, shares=[1] * 4) == pytest.approx(15 * 5.402e-4, rel=2e-4)
+
+
 def hockey_stick(one, other, eps):
     return np.maximum(0, one - math.exp(eps) * other).sum()
 
@@ -244,6 +249,12 @@ def test_an_effective_multiplier_that_would_round_up_is_lowered():
     assert discrete.effective_noise_multiplier(sigma, sensitivity) == (1.0 if exact >= 1 else 0.999999)
     assert discrete.effective_noise_multiplier(1001, math.sqrt(1001**2 - 4) * (1 + 2e-16)) == 0.999999
     assert discrete.effective_noise_multiplier(16, 1e12) == 0.0
+
+
+def test_a_product_just_above_a_square_needs_the_next_integer():
+    root = math.sqrt(396)  # sigma = 20 if z^2 <= 396 exactly
+    for z in (math.nextafter(root, 0), math.nextafter(root, math.inf)):
+        assert discrete.integer_sigma(z, 1.0) == (20 if Fraction(z) ** 2 <= 396 else 21)
 
 
 def test_integers_too_coarse_for_the_theorem_are_refused():
