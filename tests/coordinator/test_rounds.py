@@ -29,6 +29,12 @@ def coordinator(make_study, settings):
     return make
 
 
+def end(machine):
+    """End an attempt whose sum has one stage."""
+    assert machine.advance() == {}
+    return machine.close()
+
+
 def answer(message, participant, values, **changes):
     opened = decode_message(message)
     contribution = Contribution(
@@ -37,7 +43,7 @@ def answer(message, participant, values, **changes):
         round_number=opened.round_number,
         attempt=opened.attempt,
         participant=participant,
-        values=pack_values(to_ring(np.asarray(values, dtype=np.int64))),
+        payload=pack_values(to_ring(np.asarray(values, dtype=np.int64))),
     )
     return encode_message(msgspec.structs.replace(contribution, **changes))
 
@@ -48,7 +54,7 @@ def test_without_noise_the_step_is_the_mean_gradient_over_the_expected_batch(coo
     vectors = {name: np.arange(10) * 1000 * number for number, name in enumerate("abc", start=1)}
     for name, message in machine.open(["a", "b", "c"]).items():
         machine.receive(answer(message, name, vectors[name]))
-    closed = machine.close()
+    closed = end(machine)
     expected = 1.0 - 0.5 * sum(vectors.values()) / plan.mechanism.scale / 120
     np.testing.assert_allclose(machine.parameters, expected.astype(np.float32))
     assert isinstance(closed, RoundClosed)
@@ -69,7 +75,7 @@ def test_server_momentum_adds_up_past_steps(coordinator, settings):
         for name, message in machine.open(["a", "b", "c"]).items():
             machine.receive(answer(message, name, np.full(10, unit if name == "a" else 0)))
         before = machine.parameters.copy()
-        machine.close()
+        end(machine)
         moved.append(float((before - machine.parameters)[0]))
     assert moved == pytest.approx([1.0, 1.5, 1.75])
 
@@ -94,7 +100,7 @@ def test_the_released_sum_carries_server_noise_of_the_plans_sigma(coordinator, s
         for name, message in machine.open(["a", "b", "c"]).items():
             machine.receive(answer(message, name, np.zeros(plan.mechanism.dimension)))
         before = machine.parameters.astype(np.float64)
-        machine.close()
+        end(machine)
         noise.append((before - machine.parameters) * plan.mechanism.scale * plan.expected_batch)
     drawn = np.concatenate(noise)
     deviations = (drawn.var() / (factor * plan.mechanism.sigma) ** 2 - 1) / np.sqrt(2 / drawn.size)
@@ -105,8 +111,8 @@ def test_a_round_below_the_minimum_fails_and_is_tried_again_with_the_same_model(
     machine, _ = coordinator(start=0.5)
     asked = machine.open(["a", "b", "c"])
     machine.receive(answer(asked["a"], "a", np.ones(10)))
-    failed = machine.close()
-    assert failed == RoundFailed(run="r", round_number=1, attempt=1, reason="too few contributions")
+    failed = end(machine)
+    assert failed == RoundFailed(run="r", round_number=1, attempt=1, reason="round, needs 3 contributions, found 1; nothing released")
     assert (machine.parameters == 0.5).all()
     assert decode_message(machine.open(["a", "b", "c"])["a"]).attempt == 2
     assert machine.round_number == 1
@@ -124,7 +130,7 @@ def test_an_empty_secret_cohort_is_a_round_of_pure_noise(coordinator, client_set
     tables = client_settings(cohort={"participants": "secret-poisson", "probability": 1e-9})
     machine, _ = coordinator(tables, randomness=OperatingSystemRandomness())
     assert machine.open(["a", "b", "c"]) == {}
-    closed = machine.close()
+    closed = end(machine)
     assert isinstance(closed, RoundClosed)
     assert closed.participants is None
     assert closed.step_norm > 0
@@ -179,5 +185,11 @@ def test_the_run_is_finished_after_the_plans_rounds(coordinator):
         assert not machine.is_finished
         for name, message in machine.open(["a", "b", "c"]).items():
             machine.receive(answer(message, name, np.zeros(10)))
-        machine.close()
+        end(machine)
     assert machine.is_finished
+
+
+def test_an_attempt_closed_before_its_sum_is_complete_fails(coordinator):
+    machine, _ = coordinator()
+    machine.open(["a", "b", "c"])
+    assert machine.close().reason == "given up before its sum was complete"

@@ -60,7 +60,7 @@ def test_the_answer_is_one_ring_element_per_parameter_for_this_attempt(site):
     answer = decode_message(participant.receive(opened(plan, learner), learner))
     assert isinstance(answer, Contribution)
     assert (answer.run, answer.plan_hash, answer.round_number, answer.attempt) == ("run-1", plan.hash, 1, 1)
-    assert unpack_values(answer.values, plan.mechanism.dimension).shape == (plan.mechanism.dimension,)
+    assert unpack_values(answer.payload, plan.mechanism.dimension).shape == (plan.mechanism.dimension,)
     assert charged == [(1, 1)]
 
 
@@ -154,7 +154,7 @@ def test_the_same_length_is_sent_whatever_the_records_are(site):
 def test_a_client_update_is_clipped_to_its_integer_norm(site, client_settings):
     participant, plan, learner, _ = site(client_settings(training={"learning_rate": 50.0, "local_epochs": 5}))
     answer = decode_message(participant.receive(opened(plan, learner), learner))
-    sent = [int(value) for value in from_ring(unpack_values(answer.values, plan.mechanism.dimension))]
+    sent = [int(value) for value in from_ring(unpack_values(answer.payload, plan.mechanism.dimension))]
     assert 0 < sum(value * value for value in sent) <= (plan.mechanism.scale * plan.mechanism.max_norm) ** 2
 
 
@@ -164,7 +164,7 @@ def test_with_local_noise_nothing_exact_is_sent(site, settings):
             settings(privacy={"noise": noise}, sampling={"examples": "everything", "probability": None})
         )
         answer = decode_message(participant.receive(opened(plan, learner), learner))
-        return from_ring(unpack_values(answer.values, plan.mechanism.dimension)), plan.mechanism.sigma
+        return from_ring(unpack_values(answer.payload, plan.mechanism.dimension)), plan.mechanism.sigma
 
     exact, sigma = values("server")
     noised, _ = values("local")

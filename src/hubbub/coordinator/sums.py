@@ -6,7 +6,7 @@ Nobody is waited for here: who has not answered when `advance` is called has dro
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt32
@@ -16,6 +16,7 @@ from hubbub.messages import unpack_values
 from hubbub.secagg import Server
 
 
+@runtime_checkable
 class Sum(Protocol):
     """One attempt at one round's sum."""
 

@@ -223,13 +223,16 @@ class _Session:
         asked = coordinator.open(list(sites))
         if self.secagg != "run":
             self._charge(record, coordinator.round_number, coordinator.attempt)  # an empty cohort is charged too
-        while asked:
-            for name, message in asked.items():
-                reply = sites[name].receive(message, self.prepared.learner)
-                if reply is not None:
-                    coordinator.receive(reply)
-            asked = coordinator.advance()
+        self._carry(asked, coordinator, sites)
+        while asked := coordinator.advance():
+            self._carry(asked, coordinator, sites)
         return coordinator.close()
+
+    def _carry(self, asked: dict[str, bytes], coordinator: Coordinator, sites: dict[str, Participant]) -> None:
+        for name, message in asked.items():
+            reply = sites[name].receive(message, self.prepared.learner)
+            if reply is not None:
+                coordinator.receive(reply)
 
     def _parties(self, record: "_Record") -> tuple[Coordinator, dict[str, Participant]]:
         settings = self.prepared.study.settings
