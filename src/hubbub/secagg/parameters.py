@@ -1,13 +1,12 @@
 """How many: participants to start with, holders of a secret, shares that rebuild it, inputs in a sum.
 
 Up to 128 participants everybody holds shares of everybody. Above, each chooses k holders at random after it saw
-the adverts; k and the threshold t are then the smallest for which a server that picks adverts, dropouts and
-survivors, with all c corrupt keys, opens one input with probability at most 2^-50 in a session.
+the adverts; k is the smallest for which a server that picks adverts, dropouts and survivors, with all c corrupt
+keys, opens a second sum with probability at most 2^-50 in a session.
 
 *Trust:* public; a participant runs `check` on what it is given before it enters a session.
 """
 
-import functools
 import hashlib
 import math
 from fractions import Fraction
@@ -28,13 +27,14 @@ CORRECTNESS = -20.0
 
 Floats = Float[np.ndarray, "..."]
 Many = int | Int[np.ndarray, "..."]
+_LOG2_FACTORIALS: Floats = np.array([math.lgamma(number + 1) for number in range(LARGEST + 1)]) / math.log(2)
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Thresholds of one study, public, part of the plan.
 
     Args:
-        n: Most keys that can be in a session: the roster.
+        n: Most keys that can be in a session.
         n_min: Fewest participants that a session starts with.
         u_min: Fewest inputs in a sum.
         threshold: Shares that give a secret back, at n adverts; for fewer see `threshold_for`.
@@ -68,33 +68,23 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.threshold if self.neighbours else majority(adverts, self.colluding)
 
     def quorum_for(self, adverts: int) -> int:
-        """Consents to one set of survivors, of any participants, without which nobody unmasks.
-
-        Guarantees:
-            No two sets get that many. On the complete graph it is the threshold; on the other one, a threshold of
-            the own holders would let two sets pass (docs/proofs/secagg.md).
-        """
+        """Consents, of any survivors, that one set of survivors needs before anybody unmasks: no two get as many."""
         return majority(adverts, self.colluding)
 
     def check(self) -> None:
-        """Refuse thresholds with which the server could open more than one sum.
-
-        Raises:
-            PlanError: In one line, with the value that would do.
-        """
+        """Refuse, as PlanError, thresholds with which the server could open more than one sum."""
         n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
         one_sum = f"of {n} participants, {self.colluding} colluding, so that two groups cannot make two sums"
+        _within("cohort.size", n, (2, LARGEST), "participants")
         _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
         _within("secagg.dimension", self.dimension, (1, 2**32), "coordinates")
         _within("cohort.org_min", self.org_min, (1, n), f"with {n} participants")
         _within("cohort.minimum", self.u_min, (needed, n), one_sum)
         _within("secagg.n_min", self.n_min, (needed, n), one_sum)
         _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
-        _within(
-            "secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), f"of {k + 1 if k else n} holders"
-        )
-        reached = failure(np.arange(self.n_min, n + 1), self.colluding, k=k, t=self.threshold) if k else -math.inf
-        if reached > SECRECY:
+        _within("secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), "shares")
+        adverts = np.arange(self.n_min, n + 1)
+        if k and (reached := failure(adverts, self.colluding, k=k, t=self.threshold)) > SECRECY:
             raise PlanError(
                 f"secagg.threshold, must keep the chance of a second sum at most 2^{SECRECY:.0f} in a session, found "
                 f"2^{reached:.2f} with {self.threshold} of {k + 1} holders; nothing planned",
@@ -117,21 +107,16 @@ def choose(
     org_min: int = 1,
     distributed: bool = False,
 ) -> Parameters:
-    """The thresholds of a plan.
+    """The thresholds of a plan for n participants, of whom `colluding` work with the server.
 
-    Args:
-        n: Roster.
-        colluding: Corrupt keys c among them, all colluding with the server.
-        dropouts: Fraction that may drop out of a round that still completes.
-        dimension: Length of every vector.
-        minimum: Fewest inputs in a sum; by default nine in ten, or more if secrecy needs more.
-        org_min: Fewest organisations in a session.
-        distributed: Participants bring the noise; whoever subtracts its own share of it counts as colluding.
+    A round still completes when the fraction `dropouts` leaves. `minimum` is the fewest inputs in a sum, by default
+    nine in ten or what secrecy needs; `org_min` the fewest organisations in a session. With `distributed` noise
+    somebody counts as colluding: whoever subtracts its own share of it.
 
     Raises:
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
     """
-    _within("cohort", n, (2 + distributed, LARGEST), "participants")
+    _within("cohort.size", n, (2 + distributed, LARGEST), "participants")
     _within("cohort.dropouts", dropouts, (0, 1), "of the participants")
     _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
     dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
@@ -142,12 +127,11 @@ def choose(
     )  # fmt: skip
     draft.check()
     if dropped > draft.survives:
-        enough = n - dropped >= needed
-        raise PlanError(
-            f"cohort.dropouts, must leave {u_min} of {n} participants, {colluding} colluding, found {dropouts!r}, "
-            f"which leaves {n - dropped}; nothing planned",
-            hint=f"minimum = {n - dropped}" if enough else f"dropouts = {1000 * draft.survives // n / 1000}",
+        fits = (
+            f"minimum = {n - dropped}" if n - dropped >= needed else f"dropouts = {1000 * draft.survives // n / 1000}"
         )
+        left = f"found {dropouts!r}, which leaves {n - dropped}"
+        raise PlanError(f"cohort.dropouts, must leave {u_min} of {n} participants, {left}; nothing planned", hint=fits)
     k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped)
     return msgspec.structs.replace(draft, neighbours=k, threshold=t)
 
@@ -165,15 +149,14 @@ def search(n: int, n_min: int, corrupt: int, dropped: int) -> tuple[int, int]:
 def failure(adverts: Int[np.ndarray, " sessions"], corrupt: int, *, k: int, t: int) -> float:
     """Log2 of a bound on the chance that the server opens anything but one sum, in the worst of these sessions.
 
-    A dealer may have 2t - k - 1 corrupt holders: they give both kinds of share, the others one each, so both
-    its secrets can reach t. Or a set S of at most half of the honest may be closed: each member finds t holders
-    in S or among the corrupt, so S is cut off and nobody sees it.
+    A dealer may have 2t - k - 1 corrupt holders, who give both kinds of share: both its secrets can reach t. Or
+    a set S of at most half of the honest may be closed: each member finds t holders in S or among the corrupt.
 
     Source:
         Bell, Bonawitz, Gascon, Lepoint, Raykova 2020, eprint 2020/704, section 4; docs/proofs/secagg.md.
     """
     others, honest = (adverts - 1)[:, None], (adverts - corrupt)[:, None]
-    hits, size = np.arange(max(2 * t - k - 1, 0), k + 1), np.arange(1, int(honest.max()) // 2 + 1)
+    hits, size = np.arange(max(2 * t - k - 1, 0), k + 1), np.arange(1, honest.max() // 2 + 1)
     dealers = np.log2(honest) + np.logaddexp2.reduce(_log2_hits(hits, others, corrupt, k), axis=1, keepdims=True)
     closed = _log2_choose(honest, size) + size * _log2_tail(t - 1, others, corrupt + size - 1, k)
     closed = np.where(size <= honest // 2, closed, -np.inf)
@@ -185,8 +168,7 @@ def _largest_correct(n: int, dropped: int, k: int) -> int:
     dead = np.arange(k + 1)
     survivor = (n - dropped) * np.exp2(_log2_hits(dead, n - 1, dropped, k))[::-1].cumsum()[::-1]
     dealer = dropped * np.exp2(_log2_hits(dead, n - 1, max(dropped - 1, 0), k))[::-1].cumsum()[::-1]
-    correct = (t for t in range(k + 1, 1, -1) if max(survivor[k - t + 2], dealer[k - t + 1]) <= 2**CORRECTNESS)
-    return next(correct, 1)
+    return next((t for t in range(k + 1, 1, -1) if max(survivor[k - t + 2], dealer[k - t + 1]) <= 2**CORRECTNESS), 1)
 
 
 def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
@@ -198,22 +180,15 @@ def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
     return np.where(is_falling, np.minimum(tail, 0), 0)
 
 
-def _log2_hits(x: Many, population: Many, marked: Many, k: int) -> Floats:
+def _log2_hits(x: Many, size: Many, marked: Many, k: int) -> Floats:
     """Log2 P[exactly x of k draws without replacement are marked]."""
-    unmarked = _log2_choose(np.subtract(population, marked), np.subtract(k, x))
-    return _log2_choose(marked, x) + unmarked - _log2_choose(population, k)
+    return _log2_choose(marked, x) + _log2_choose(np.subtract(size, marked), np.subtract(k, x)) - _log2_choose(size, k)
 
 
 def _log2_choose(n: Many, k: Many) -> Floats:
     n, k = np.broadcast_arrays(n, k)
-    is_possible, logs = (k >= 0) & (k <= n), _log2_factorials()
-    k = np.where(is_possible, k, 0)
-    return np.where(is_possible, logs[n] - logs[k] - logs[n - k], -np.inf)
-
-
-@functools.cache
-def _log2_factorials() -> Floats:
-    return np.array([math.lgamma(number + 1) for number in range(LARGEST + 1)]) / math.log(2)
+    k = np.where(is_possible := (k >= 0) & (k <= n), k, 0)
+    return np.where(is_possible, _LOG2_FACTORIALS[n] - _LOG2_FACTORIALS[k] - _LOG2_FACTORIALS[n - k], -np.inf)
 
 
 def _within(where: str, found: float, limits: tuple[int, int], what: str) -> None:
