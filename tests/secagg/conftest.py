@@ -115,12 +115,13 @@ class World:
 
 @pytest.fixture
 def make_world():
-    def make(n, *, colluding=1, dimension=5, neighbours=0, threshold=0, n_min=None, u_min=2, org_min=1, **kinds):
+    def make(n, *, colluding=1, dimension=5, neighbours=0, threshold=None, n_min=None, u_min=None, org_min=1, **kinds):
+        needed = (n + colluding) // 2 + 1
         parameters = Parameters(
             n=n,
-            n_min=(n + colluding) // 2 + 1 if n_min is None else n_min,
-            u_min=u_min,
-            threshold=threshold,
+            n_min=needed if n_min is None else n_min,
+            u_min=needed if u_min is None else u_min,
+            threshold=needed if threshold is None else threshold,
             neighbours=neighbours,
             colluding=colluding,
             org_min=org_min,

@@ -72,7 +72,7 @@ def test_any_drop_pattern_on_a_sparse_graph_gives_the_exact_sum_or_a_named_failu
         ("advert", "needs 4 adverts, found 3; nothing revealed, no budget spent"),
         ("share", "needs 4 dealers, found 3; nothing revealed, no budget spent"),
         ("masked", "needs 4 survivors, found 3; nothing revealed, the attempt is charged"),
-        ("consent", "needs 4 consents, found 0; nothing revealed, the attempt is charged"),
+        ("consent", "needs 4 consents, found 3; nothing revealed, the attempt is charged"),
         ("unmask", "needs 4 shares of 'site-00', found 3; nothing revealed, the attempt is charged"),
     ],
 )

@@ -105,6 +105,13 @@ def share_hash(kind: str, scope: bytes, dealer: str, holder: str, share: bytes) 
     return digest(kind, scope, dealer, holder, share)
 
 
+def share_hashes(scope: bytes, dealer: str, holder: str, pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Commitments to a holder's two shares: of b, of the mask key's seed."""
+    return share_hash("b share", scope, dealer, holder, pair[0]), share_hash(
+        "seed share", scope, dealer, holder, pair[1]
+    )
+
+
 def leaf_hash(holder: str, leaf: Leaf) -> bytes:
     """One leaf of a dealer's tree of shares."""
     return digest("leaf", holder, leaf.self_hash, leaf.seed_hash, sha256(leaf.sealed))
@@ -179,6 +186,11 @@ def make_graph(names: tuple[str, ...], edges: Mapping[int, Bool[np.ndarray, " ad
     holders = chosen.copy()
     holders[np.diag_indices(size)] = dealt
     return Graph(names, dealt, holders, partners)
+
+
+def empty_graph() -> Graph:
+    """The graph before anybody has dealt."""
+    return make_graph((), {})
 
 
 def read_edges(bitmap: bytes, place: int, *, adverts: int, neighbours: int) -> Bool[np.ndarray, " adverts"] | None:

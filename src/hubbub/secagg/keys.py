@@ -7,10 +7,9 @@ domain in front, so that bytes made for one purpose never serve another. Everyth
 *Trust:* all of secagg's promises end here: whoever learns a signing key is that participant.
 """
 
+import functools
 import hashlib
 import secrets
-import struct
-from collections.abc import Iterable
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -37,18 +36,16 @@ def enc(*fields: Field) -> bytes:
     An integer is 8 bytes, big-endian; a string is UTF-8.
 
     >>> enc("a", 1).hex()
-    '00000001610000000800000000000000' '01'
+    '0000000161000000080000000000000001'
     """
-    return b"".join(_pieces(fields))
-
-
-def _pieces(fields: Iterable[Field]) -> Iterable[bytes | memoryview]:
+    pieces: list[bytes | memoryview] = []
     for field in fields:
         piece = field.to_bytes(8) if isinstance(field, int) else field.encode() if isinstance(field, str) else field
-        yield struct.pack(">I", len(piece))
-        yield piece
+        pieces += (len(piece).to_bytes(4), piece)
+    return b"".join(pieces)
 
 
+@functools.cache
 def domain(kind: str) -> bytes:
     """What stands in front of everything hashed or signed for one purpose."""
     return b"hubbub/secagg/1/" + kind.encode() + b"\x00"

@@ -104,7 +104,8 @@ class Server:
         self._edges: dict[int, Members] = {}
         self._leaves: dict[int, tuple[Leaf, ...]] = {}
         self._levels: dict[int, list[list[bytes]]] = {}
-        self._graph = agreed.make_graph((), {})
+        self._graph = agreed.empty_graph()
+        self._indices = np.zeros((0, 0), dtype=np.int64)  # of a holder among its dealer's leaves
         self._vectors: dict[int, UInt32[np.ndarray, " params"]] = {}
         self._members: Members = self._graph.dealt
         self._shares: dict[int, dict[int, bytes]] = {}
@@ -138,7 +139,7 @@ class Server:
             InputError: The bytes are no message.
         """
         envelope = read(Envelope, data)
-        if envelope.session != self._id or envelope.kind != self.stage:
+        if envelope.session != self._id or envelope.kind != self.stage or envelope.kind not in _BODIES:
             raise self._refusal(f"awaits {self.stage!r} of its own session", f"{envelope.kind!r}")
         body = read(_BODIES[envelope.kind], envelope.body)
         name, signed = body.participant, Signed(envelope.body, envelope.signature)
@@ -228,7 +229,7 @@ class Server:
         if len(data) != 4 * dimension or sha256(data) != header.vector:
             raise self._refusal("takes the vector that the header names", f"another from {header.participant!r}")
         self._vectors[place] = unpack(data)
-        for dealer in header.bad_dealers:
+        for dealer in set(header.bad_dealers).intersection(self._names):
             self.reported[dealer] = (*self.reported.get(dealer, ()), header.participant)
 
     def _check_survivors_hash(self, name: str, survivors: bytes) -> None:
@@ -247,13 +248,10 @@ class Server:
                 self._blame(self._names[holder], f"a wrong share of {self._names[dealer]!r}", share)
 
     def _is_committed(self, dealer: int, holder: int, share: bytes) -> bool:
-        leaf = self._leaves[dealer][self._leaf_index(dealer, holder)]
+        leaf = self._leaves[dealer][self._indices[dealer, holder]]
         kind, expected = ("b share", leaf.self_hash) if self._members[dealer] else ("seed share", leaf.seed_hash)
         found = agreed.share_hash(kind, self._scope, self._names[dealer], self._names[holder], share)
         return found == expected
-
-    def _leaf_index(self, dealer: int, holder: int) -> int:
-        return int(self._graph.holders[dealer, :holder].sum()) if self._parameters.neighbours else holder
 
     # --- ending stages ---
 
@@ -276,10 +274,9 @@ class Server:
         self._edges_hash = agreed.edges_digest(self._id, self._adverts_hash, [one.body for one in signed])
         dealings = enc(*(one.encode() for one in signed))
         places = self._graph.places(dealt)
-        indices = np.cumsum(self._graph.holders, axis=1) - 1
+        self._indices = np.cumsum(self._graph.holders, axis=1) - 1
         messages = {
-            self._names[place]: self._write("deliver", enc(dealings, self._delivered(place, indices)))
-            for place in places
+            self._names[place]: self._write("deliver", enc(dealings, self._delivered(place))) for place in places
         }
         return self._ask_each("masked", messages)
 
@@ -298,10 +295,10 @@ class Server:
             members = members & ~few
         return members
 
-    def _delivered(self, holder: int, indices: np.ndarray) -> bytes:
+    def _delivered(self, holder: int) -> bytes:
         return enc(
             *(
-                self._deliver_one(dealer, int(indices[dealer, holder])).encode()
+                self._deliver_one(dealer, int(self._indices[dealer, holder])).encode()
                 for dealer in self._graph.places(self._graph.holders[:, holder])
                 if dealer != holder
             )
@@ -317,30 +314,28 @@ class Server:
         self._check_floor("survivors", int(self._members.sum()), max(self._parameters.u_min, self._threshold))
         bitmap, salt = agreed.pack_bits(self._members[self._graph.dealt]), self._draw(32)
         self._survivors_hash = agreed.survivors_digest(self._id, self._adverts_hash, self._edges_hash, bitmap, salt)
-        messages = {
-            self._names[place]: self._write("survivors", Survivors(bitmap, salt, self._headers_for(place)))
-            for place in self._graph.places(self._members)
-        }
+        messages: dict[str, bytes] = {}
+        written: dict[bytes, bytes] = {}  # on the complete graph all get the same
+        for place in self._graph.places(self._members):
+            dealers = self._members & self._graph.holders[:, place]
+            if dealers.tobytes() not in written:
+                body = Survivors(bitmap, salt, self._headers(dealers))
+                written[dealers.tobytes()] = self._write("survivors", body)
+            messages[self._names[place]] = written[dealers.tobytes()]
         return self._ask_each("consent", messages)
 
     def _choose_survivors(self, sent: Members) -> Members:
         return self._shrink(self._graph, sent)
 
-    def _headers_for(self, holder: int) -> tuple[Signed, ...]:
-        dealers = self._graph.places(self._members & self._graph.holders[:, holder])
-        return tuple(self._answers["masked"][self._names[dealer]] for dealer in dealers if dealer != holder)
+    def _headers(self, dealers: Members) -> tuple[Signed, ...]:
+        return tuple(self._answers["masked"][name] for name in self._graph.named(dealers))
 
     def _send_consents(self) -> dict[str, bytes]:
         consents = self._answers["consent"]
-        messages: dict[str, bytes] = {}
-        for place in self._graph.places(self._members):
-            others = [name for name in self._graph.named(self._graph.holders[place]) if name in consents]
-            if self._names[place] in consents and len(others) >= self._threshold:
-                others.remove(self._names[place])
-                chosen = tuple(consents[name] for name in others[: self._threshold - 1])
-                messages[self._names[place]] = self._write("consents", Consents(chosen))
-        self._check_floor("consents", len(messages), self._threshold)
-        return self._ask_each("unmask", messages)
+        quorum = self._parameters.quorum_for(len(self._names))
+        self._check_floor("consents", len(consents), quorum)
+        chosen = tuple(consents[name] for name in sorted(consents, key=agreed.name_order)[:quorum])
+        return self._ask("unmask", consents, self._write("consents", Consents(chosen)))
 
     # --- the sum ---
 

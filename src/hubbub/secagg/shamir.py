@@ -67,6 +67,11 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
     return total.to_bytes(32)
 
 
+def is_share(share: bytes) -> bool:
+    """Whether these bytes are an element of the field, written in the one way."""
+    return len(share) == SHARE_BYTES and int.from_bytes(share) < PRIME
+
+
 def _element(share: bytes) -> int:
     element = int.from_bytes(share)
     if element >= PRIME or len(share) != SHARE_BYTES:
