@@ -117,7 +117,6 @@ def choose(
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
     """
     _within("cohort.size", n, (2 + distributed, LARGEST), "participants")
-    _within("cohort.dropouts", dropouts, (0, 1), "of the participants")
     _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
     dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
     u_min = max(needed, n - n // 10) if minimum is None else minimum
@@ -182,7 +181,7 @@ def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
 
 def _log2_hits(x: Many, size: Many, marked: Many, k: int) -> Floats:
     """Log2 P[exactly x of k draws without replacement are marked]."""
-    return _log2_choose(marked, x) + _log2_choose(np.subtract(size, marked), np.subtract(k, x)) - _log2_choose(size, k)
+    return _log2_choose(marked, x) + _log2_choose(size - marked, k - x) - _log2_choose(size, k)
 
 
 def _log2_choose(n: Many, k: Many) -> Floats:
@@ -191,7 +190,7 @@ def _log2_choose(n: Many, k: Many) -> Floats:
     return np.where(is_possible, _LOG2_FACTORIALS[n] - _LOG2_FACTORIALS[k] - _LOG2_FACTORIALS[n - k], -np.inf)
 
 
-def _within(where: str, found: float, limits: tuple[int, int], what: str) -> None:
+def _within(where: str, found: int, limits: tuple[int, int], what: str) -> None:
     if not limits[0] <= found <= limits[1]:
         raise PlanError(
             f"{where}, must be from {limits[0]} to {limits[1]} {what}, found {found!r}; nothing planned",
