@@ -155,14 +155,20 @@ class Checks:
             raise self._refusal(f"must be {stage} for {call}()", repr(found), hint="receive, charge, train, mask")
         return self._held
 
-    def _check_signatures(self, held: Held, kind: str, names: Sequence[str], signed: Sequence[Signed]) -> None:
+    def _check_peers(self, held: Held, kind: str, names: Sequence[str], signed: Sequence[Signed]) -> None:
+        """What peers said is signed by them, and what this participant said is what it sent."""
         for name, one in zip(names, signed, strict=True):
-            is_own = name == self.name  # compared byte by byte with what was sent
-            is_signed = is_own or is_by(self._roster.members[name].key, kind, held.id, one)
-            self._require(is_signed, f"must get {kind!r} of {name!r} as {name!r} signed it", "another signature")
+            if name == self.name:
+                self._check_own(held, kind, one)
+            else:
+                self._check_signature(held, kind, name, one)
 
     def _check_own(self, held: Held, kind: str, signed: Signed) -> None:
         self._require(signed == held.own[kind], f"must find its own {kind!r} as it sent it", "another")
+
+    def _check_signature(self, held: Held, kind: str, name: str, signed: Signed) -> None:
+        is_signed = is_by(self._roster.members[name].key, kind, held.id, signed)
+        self._require(is_signed, f"must get {kind!r} of {name!r} as {name!r} signed it", "another signature")
 
     # --- message 1', adverts ---
 
@@ -174,8 +180,7 @@ class Checks:
         self._require(self.name in names, "must find its own advert among all", "none")
 
     def _check_advert_signatures(self, held: Held, names: Sequence[str], adverts: Sequence[Signed]) -> None:
-        self._check_own(held, "advert", adverts[names.index(self.name)])
-        self._check_signatures(held, "advert", names, adverts)
+        self._check_peers(held, "advert", names, adverts)
 
     def _check_exchange_keys(self, adverts: Sequence[Advert]) -> None:
         owners: dict[bytes, str] = {}
@@ -211,9 +216,7 @@ class Checks:
         return places
 
     def _check_dealing_signatures(self, held: Held, dealings: Sequence[Dealing], signed: Sequence[Signed]) -> None:
-        names = [dealing.participant for dealing in dealings]
-        self._check_own(held, "share", signed[names.index(self.name)])
-        self._check_signatures(held, "share", names, signed)
+        self._check_peers(held, "share", [dealing.participant for dealing in dealings], signed)
 
     def _check_dealt_adverts(self, held: Held, dealings: Sequence[Dealing]) -> None:
         for dealing in dealings:
@@ -283,13 +286,12 @@ class Checks:
 
     def _check_headers(self, held: Held, members: Members, signed: Sequence[Signed]) -> None:
         """Everybody whose shares this participant would reveal masked on this graph, and says so itself."""
-        others = held.graph.named(members & held.graph.holders[:, held.place])
-        names = tuple(name for name in others if name != self.name)
+        names = held.graph.named(members & held.graph.holders[:, held.place])
         headers = [read(Header, one.body) for one in signed]
         is_all = tuple(header.participant for header in headers) == names
         self._require(is_all, "must get the header of each survivor it holds shares of", "others")
         self._check_headers_agree(held, headers)
-        self._check_signatures(held, "masked", names, signed)
+        self._check_peers(held, "masked", names, signed)
 
     def _check_headers_agree(self, held: Held, headers: Sequence[Header]) -> None:
         for header in headers:
@@ -301,25 +303,25 @@ class Checks:
 
     # --- message 4b, consents ---
 
-    def _check_consents_are_own_holders(self, held: Held, consents: Sequence[Consent]) -> None:
-        holders = set(held.graph.named(held.graph.holders[held.place] & held.survivors)) - {self.name}
-        names = [consent.participant for consent in consents]
-        is_own = len(set(names)) == len(names) and holders.issuperset(names)
-        self._require(is_own, "counts consents of its own holders only, each once", "one of somebody else")
+    def _check_consents_are_survivors(self, held: Held, consents: Sequence[Consent]) -> None:
+        survivors, names = set(held.graph.named(held.survivors)), [consent.participant for consent in consents]
+        is_each_once = len(set(names)) == len(names) and survivors.issuperset(names)
+        self._require(is_each_once, "counts consents of survivors, each once", "one twice or of somebody else")
 
-    def _check_consents_number(self, held: Held, consents: Sequence[Consent]) -> None:
-        found = len(consents) + 1
-        rule = f"must get {held.threshold} consents of its holders, its own counted"
-        self._require(found >= held.threshold, rule, str(found))
+    def _check_consents_quorum(self, held: Held, consents: Sequence[Consent]) -> None:
+        """More than half, even if all c colluding sign twice: no two sets of survivors get as many."""
+        fewest = self._parameters.quorum_for(len(held.names))
+        found = len({self.name, *(consent.participant for consent in consents)})
+        self._require(found >= fewest, f"must get {fewest} consents, its own counted", str(found))
 
     def _check_consents_agree(self, held: Held, consents: Sequence[Consent]) -> None:
         for consent in consents:
             is_same = consent.survivors == held.survivors_hash
             found = f"others at {consent.participant!r}"
-            self._require(is_same, "must agree on the survivors with its holders", found)
+            self._require(is_same, "must agree with all on the survivors", found)
 
     def _check_consent_signatures(self, held: Held, consents: Sequence[Consent], signed: Sequence[Signed]) -> None:
-        self._check_signatures(held, "consent", [consent.participant for consent in consents], signed)
+        self._check_peers(held, "consent", [consent.participant for consent in consents], signed)
 
     # --- message 6, close ---
 

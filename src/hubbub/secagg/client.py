@@ -379,8 +379,8 @@ class Client(Checks):
 
     def _unmask(self, held: Held, message: Consents) -> bytes:
         consents = [read(Consent, signed.body) for signed in message.consents]
-        self._check_consents_are_own_holders(held, consents)
-        self._check_consents_number(held, consents)
+        self._check_consents_are_survivors(held, consents)
+        self._check_consents_quorum(held, consents)
         self._check_consents_agree(held, consents)
         self._check_consent_signatures(held, consents, message.consents)
         shares = tuple(

@@ -187,7 +187,7 @@ class Consent(Part, frozen=True):
 
 
 class Consents(Part, frozen=True):
-    """Message 4b: consents of the receiver's own holders, its own left out."""
+    """Message 4b: consents of a quorum of the survivors."""
 
     consents: tuple[Signed, ...]
 

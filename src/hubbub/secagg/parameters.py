@@ -1,8 +1,8 @@
 """How many: participants to start with, holders of a secret, shares that rebuild it, inputs in a sum.
 
 Up to 128 participants everybody holds shares of everybody. Above, each chooses k holders at random after it saw
-the adverts; k and the threshold t are then the smallest for which a server that picks adverts, dropouts and
-survivors, with all c corrupt keys, opens one input with probability at most 2^-50 in a session.
+the adverts; k is the smallest for which a server that picks adverts, dropouts and survivors, with all c corrupt
+keys, opens a second sum with probability at most 2^-50 in a session.
 
 *Trust:* public; a participant runs `check` on what it is given before it enters a session.
 """
@@ -68,16 +68,14 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.threshold if self.neighbours else majority(adverts, self.colluding)
 
     def quorum_for(self, adverts: int) -> int:
-        """Consents to one set of survivors, of any participants, without which nobody unmasks: no two get as many.
-
-        The threshold of the complete graph. On the other, t consents of one's own holders do not stop two sets.
-        """
+        """Consents, of any survivors, that one set of survivors needs before anybody unmasks: no two get as many."""
         return majority(adverts, self.colluding)
 
     def check(self) -> None:
         """Refuse, as PlanError, thresholds with which the server could open more than one sum."""
         n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
         one_sum = f"of {n} participants, {self.colluding} colluding, so that two groups cannot make two sums"
+        _within("cohort.size", n, (2, LARGEST), "participants")
         _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
         _within("secagg.dimension", self.dimension, (1, 2**32), "coordinates")
         _within("cohort.org_min", self.org_min, (1, n), f"with {n} participants")
@@ -85,8 +83,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         _within("secagg.n_min", self.n_min, (needed, n), one_sum)
         _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
         _within("secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), "shares")
-        reached = failure(np.arange(self.n_min, n + 1), self.colluding, k=k, t=self.threshold) if k else -math.inf
-        if reached > SECRECY:
+        adverts = np.arange(self.n_min, n + 1)
+        if k and (reached := failure(adverts, self.colluding, k=k, t=self.threshold)) > SECRECY:
             raise PlanError(
                 f"secagg.threshold, must keep the chance of a second sum at most 2^{SECRECY:.0f} in a session, found "
                 f"2^{reached:.2f} with {self.threshold} of {k + 1} holders; nothing planned",
@@ -118,8 +116,7 @@ def choose(
     Raises:
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
     """
-    _within("cohort", n, (2 + distributed, LARGEST), "participants")
-    _within("cohort.dropouts", dropouts, (0, 1), "of the participants")
+    _within("cohort.size", n, (2 + distributed, LARGEST), "participants")
     _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
     dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
     u_min = max(needed, n - n // 10) if minimum is None else minimum
@@ -170,8 +167,7 @@ def _largest_correct(n: int, dropped: int, k: int) -> int:
     dead = np.arange(k + 1)
     survivor = (n - dropped) * np.exp2(_log2_hits(dead, n - 1, dropped, k))[::-1].cumsum()[::-1]
     dealer = dropped * np.exp2(_log2_hits(dead, n - 1, max(dropped - 1, 0), k))[::-1].cumsum()[::-1]
-    correct = (t for t in range(k + 1, 1, -1) if max(survivor[k - t + 2], dealer[k - t + 1]) <= 2**CORRECTNESS)
-    return next(correct, 1)
+    return next((t for t in range(k + 1, 1, -1) if max(survivor[k - t + 2], dealer[k - t + 1]) <= 2**CORRECTNESS), 1)
 
 
 def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
@@ -183,20 +179,18 @@ def _log2_tail(x: int, population: Many, marked: Many, k: int) -> Floats:
     return np.where(is_falling, np.minimum(tail, 0), 0)
 
 
-def _log2_hits(x: Many, population: Many, marked: Many, k: int) -> Floats:
+def _log2_hits(x: Many, size: Many, marked: Many, k: int) -> Floats:
     """Log2 P[exactly x of k draws without replacement are marked]."""
-    unmarked = _log2_choose(np.subtract(population, marked), np.subtract(k, x))
-    return _log2_choose(marked, x) + unmarked - _log2_choose(population, k)
+    return _log2_choose(marked, x) + _log2_choose(size - marked, k - x) - _log2_choose(size, k)
 
 
 def _log2_choose(n: Many, k: Many) -> Floats:
     n, k = np.broadcast_arrays(n, k)
-    is_possible, logs = (k >= 0) & (k <= n), _LOG2_FACTORIALS
-    k = np.where(is_possible, k, 0)
-    return np.where(is_possible, logs[n] - logs[k] - logs[n - k], -np.inf)
+    k = np.where(is_possible := (k >= 0) & (k <= n), k, 0)
+    return np.where(is_possible, _LOG2_FACTORIALS[n] - _LOG2_FACTORIALS[k] - _LOG2_FACTORIALS[n - k], -np.inf)
 
 
-def _within(where: str, found: float, limits: tuple[int, int], what: str) -> None:
+def _within(where: str, found: int, limits: tuple[int, int], what: str) -> None:
     if not limits[0] <= found <= limits[1]:
         raise PlanError(
             f"{where}, must be from {limits[0]} to {limits[1]} {what}, found {found!r}; nothing planned",

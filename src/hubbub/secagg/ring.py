@@ -10,6 +10,7 @@ costs little more than the cipher.
 from collections.abc import Sequence
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import CipherContext
 from jaxtyping import UInt32
 
 from hubbub.secagg.keys import mask_stream
@@ -30,7 +31,7 @@ def add_masks(
         _add_some(values, [(mask_stream(key), operation) for key, operation in signed[start : start + _STREAMS]])
 
 
-def _add_some(values: UInt32[np.ndarray, " params"], streams: Sequence[tuple[object, np.ufunc]]) -> None:
+def _add_some(values: UInt32[np.ndarray, " params"], streams: Sequence[tuple[CipherContext, np.ufunc]]) -> None:
     mask = np.empty(CHUNK + 4, dtype="<u4")  # `update_into` asks for 15 bytes of room at the end
     room = mask.data.cast("B")
     for start in range(0, values.size, CHUNK):
@@ -44,7 +45,7 @@ def _add_some(values: UInt32[np.ndarray, " params"], streams: Sequence[tuple[obj
 
 def pack(values: UInt32[np.ndarray, " params"]) -> memoryview:
     """Ring elements as little-endian bytes, without a copy where the machine is little-endian."""
-    return memoryview(np.ascontiguousarray(values, dtype="<u4")).cast("B")
+    return np.ascontiguousarray(values, dtype="<u4").data.cast("B")
 
 
 def unpack(data: bytes | memoryview) -> UInt32[np.ndarray, " params"]:

@@ -147,6 +147,8 @@ class Server:
             raise self._refusal("takes answers of those it asked", f"one of {name!r}")
         if not is_by(self._roster.members[name].key, envelope.kind, self._id, signed):
             raise self._refusal(f"takes what {name!r} signed", "another signature")
+        if envelope.attachment and envelope.kind not in ("share", "masked"):
+            raise self._refusal(f"takes no attachment to {envelope.kind!r}", f"{len(envelope.attachment)} bytes")
         earlier = self._answers[envelope.kind].get(name)
         if earlier is None:
             self._take(name, body, bytes(envelope.attachment))
@@ -314,30 +316,28 @@ class Server:
         self._check_floor("survivors", int(self._members.sum()), max(self._parameters.u_min, self._threshold))
         bitmap, salt = agreed.pack_bits(self._members[self._graph.dealt]), self._draw(32)
         self._survivors_hash = agreed.survivors_digest(self._id, self._adverts_hash, self._edges_hash, bitmap, salt)
-        messages = {
-            self._names[place]: self._write("survivors", Survivors(bitmap, salt, self._headers_for(place)))
-            for place in self._graph.places(self._members)
-        }
+        messages: dict[str, bytes] = {}
+        written: dict[bytes, bytes] = {}  # on the complete graph all get the same
+        for place in self._graph.places(self._members):
+            dealers = self._members & self._graph.holders[:, place]
+            if dealers.tobytes() not in written:
+                body = Survivors(bitmap, salt, self._headers(dealers))
+                written[dealers.tobytes()] = self._write("survivors", body)
+            messages[self._names[place]] = written[dealers.tobytes()]
         return self._ask_each("consent", messages)
 
     def _choose_survivors(self, sent: Members) -> Members:
         return self._shrink(self._graph, sent)
 
-    def _headers_for(self, holder: int) -> tuple[Signed, ...]:
-        dealers = self._graph.places(self._members & self._graph.holders[:, holder])
-        return tuple(self._answers["masked"][self._names[dealer]] for dealer in dealers if dealer != holder)
+    def _headers(self, dealers: Members) -> tuple[Signed, ...]:
+        return tuple(self._answers["masked"][name] for name in self._graph.named(dealers))
 
     def _send_consents(self) -> dict[str, bytes]:
         consents = self._answers["consent"]
-        messages: dict[str, bytes] = {}
-        for place in self._graph.places(self._members):
-            others = [name for name in self._graph.named(self._graph.holders[place]) if name in consents]
-            if self._names[place] in consents and len(others) >= self._threshold:
-                others.remove(self._names[place])
-                chosen = tuple(consents[name] for name in others[: self._threshold - 1])
-                messages[self._names[place]] = self._write("consents", Consents(chosen))
-        self._check_floor("consents", len(messages), self._threshold)
-        return self._ask_each("unmask", messages)
+        quorum = self._parameters.quorum_for(len(self._names))
+        self._check_floor("consents", len(consents), quorum)
+        chosen = tuple(consents[name] for name in sorted(consents, key=agreed.name_order)[:quorum])
+        return self._ask("unmask", consents, self._write("consents", Consents(chosen)))
 
     # --- the sum ---
 
