@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hubbub.errors import HubbubError
+from hubbub.secagg.messages import Adverts, Close, Consents, Deliver, Envelope, Survivors, read, write
 from hubbub.secagg import SUITE, Client, Member, Parameters, Roster, Server, Session, SigningKey
 
 STAGES = ("advert", "share", "masked", "consent", "unmask")
@@ -102,15 +103,40 @@ class World:
                 self.transcript.append((f"from {name}", reply))
                 self.server.receive(reply)
 
-    def run(self, vectors, drops=None):
-        """One session; `drops[name]` is the stage from which on a participant is gone. Returns the sum."""
-        drops = drops or {}
+    def until(self, stage, vectors, drops=None):
+        """The messages that open `stage`, everything before it done; `drops[name]`: from when on it is gone."""
         messages = self.server.open()
-        for at, stage in enumerate(STAGES):
-            assert self.server.stage == stage
-            self.ask(messages, vectors, {name for name, gone in drops.items() if STAGES.index(gone) <= at})
+        for at, name in enumerate(STAGES):
+            if name == stage:
+                break
+            self.ask(messages, vectors, self._gone(drops, at))
             messages = self.server.advance()
+        return messages
+
+    def run(self, vectors, drops=None):
+        """One session to its end. Returns the sum."""
+        self.ask(self.until("unmask", vectors, drops), vectors, self._gone(drops, len(STAGES) - 1))
+        self.server.advance()
         return self.server.total
+
+    def _gone(self, drops, at):
+        return {name for name, stage in (drops or {}).items() if STAGES.index(stage) <= at}
+
+    def lie(self, data, change):
+        """A message of the coordinator, its body changed and signed again."""
+        envelope = read(Envelope, data)
+        body = change(read(BODIES[envelope.kind], envelope.body))
+        return write(envelope.kind, envelope.session, body, key=self.key)
+
+
+BODIES = {
+    "open": Session,
+    "adverts": Adverts,
+    "deliver": Deliver,
+    "survivors": Survivors,
+    "consents": Consents,
+    "close": Close,
+}
 
 
 @pytest.fixture

@@ -147,6 +147,8 @@ class Server:
             raise self._refusal("takes answers of those it asked", f"one of {name!r}")
         if not is_by(self._roster.members[name].key, envelope.kind, self._id, signed):
             raise self._refusal(f"takes what {name!r} signed", "another signature")
+        if envelope.attachment and envelope.kind not in ("share", "masked"):
+            raise self._refusal(f"takes no attachment to {envelope.kind!r}", f"{len(envelope.attachment)} bytes")
         earlier = self._answers[envelope.kind].get(name)
         if earlier is None:
             self._take(name, body, bytes(envelope.attachment))
