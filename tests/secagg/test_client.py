@@ -270,16 +270,16 @@ def test_a_message_out_of_order_changes_nothing(make_world, make_vectors):
 
 
 def test_the_mark_is_durable_before_any_key_exists(make_world):
-    class Halted(Exception):
+    class HaltedError(Exception):
         pass
 
     def mark(*_):
-        raise Halted
+        raise HaltedError
 
     world = make_world(3)
     client = world.make_client(ME, mark=mark)
     client._draw = None  # not callable: drawing a key would fail otherwise
-    with pytest.raises(Halted):
+    with pytest.raises(HaltedError):
         client.open(world.server.open()[ME], world.session())
     assert client.stage is None
 
