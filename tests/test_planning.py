@@ -211,3 +211,34 @@ def test_planning_after_a_change_of_code_says_that_it_checks_first(written):
     )
     assert done.returncode == 0
     assert "study.lock is not current: checking code and data first" in done.stderr
+
+
+def test_distributed_noise_is_shared_so_that_honest_survivors_carry_all_of_it(make_study, settings):
+    names = [f"p{number}" for number in range(10)]
+    changes = {"privacy": {"noise": "distributed"}, "cohort": {"colluding": 2, "minimum": 8, "dropouts": 0.2}}
+    shared = planned(make_study, settings(**changes), participants=lambda: names)
+    central = planned(make_study, settings(), participants=lambda: names)
+    assert shared.mechanism.shares == 6
+    assert 6 * shared.mechanism.sigma**2 >= central.mechanism.sigma**2 > 6 * (shared.mechanism.sigma - 1) ** 2
+    assert shared.noise_multiplier == pytest.approx(central.noise_multiplier, abs=2e-6)
+    assert shared.epsilon <= 4.0
+    assert (shared.secagg.u_min, shared.secagg.colluding, shared.secagg.threshold) == (8, 2, 7)
+
+
+def test_a_client_is_not_amplified_against_a_coordinator_that_knows_the_cohort(make_study, client_settings):
+    changes = {"privacy": {"noise": "distributed"}}
+    assert not any(claim.amplified for claim in planned(make_study, client_settings(**changes)).claims)
+
+
+@pytest.mark.parametrize(
+    ("cohort", "words"),
+    [
+        ({"minimum": 2}, "cohort.minimum, must be from 3 to 3 of 3 participants, 1 colluding"),
+        ({"colluding": 2}, "cohort.colluding, must be from 1 to 1"),
+        ({"dropouts": 0.5}, "cohort.dropouts, must leave 3 of 3 participants"),
+    ],
+)
+def test_thresholds_that_cannot_be_kept_are_refused_with_what_would_do(make_study, settings, cohort, words):
+    with pytest.raises(PlanError, match=words) as refused:
+        planned(make_study, settings(privacy={"noise": "distributed"}, cohort=cohort))
+    assert refused.value.hint

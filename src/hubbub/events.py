@@ -37,8 +37,8 @@ class RunStarted(Event, frozen=True, tag="run-started"):
     plan_hash: Public[str]
     code_hash: Public[str]
     noise_source: Public[str]
-    secagg: Public[Literal["run", "elide", "none"]]
     versions: Public[dict[str, str]]
+    secagg: Public[Literal["run", "elide", "none"]] = "none"
 
 
 class ParticipantJoined(Event, frozen=True, tag="participant-joined"):

@@ -112,7 +112,9 @@ def test_a_round_below_the_minimum_fails_and_is_tried_again_with_the_same_model(
     asked = machine.open(["a", "b", "c"])
     machine.receive(answer(asked["a"], "a", np.ones(10)))
     failed = end(machine)
-    assert failed == RoundFailed(run="r", round_number=1, attempt=1, reason="round, needs 3 contributions, found 1; nothing released")
+    assert failed == RoundFailed(
+        run="r", round_number=1, attempt=1, reason="round, needs 3 contributions, found 1; nothing released"
+    )
     assert (machine.parameters == 0.5).all()
     assert decode_message(machine.open(["a", "b", "c"])["a"]).attempt == 2
     assert machine.round_number == 1

@@ -300,3 +300,72 @@ def test_the_ndarray_hook_is_refused_for_records(settings, make_study, run):
     )
     with pytest.raises(CodeError, match=r"train\(\), protects whole participants only, found unit = 'example'"):
         run(study)
+
+
+DISTRIBUTED = {"privacy": {"noise": "distributed"}, "cohort": {"colluding": 1}}
+
+
+def test_distributed_noise_runs_the_protocol_and_protects_against_the_coordinator(make_study, settings, run):
+    claim = claim_of(run(make_study(settings(**DISTRIBUTED))))
+    assert claim["secagg"].startswith("run: ")
+    assert claim["certifiable"] is True
+    against = {line["adversary"]: line["epsilon"] for line in claim["claims"]}
+    assert against["coordinator and up to 1 of 3 participants"] <= 4.0
+    assert "no protection" not in claim["sentence"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_eliding_the_masks_gives_the_same_bits(make_study, settings, client_settings, run, seed, unit):
+    tables = settings(**DISTRIBUTED) if unit == "example" else client_settings(**DISTRIBUTED)
+    results = [
+        run(make_study(tables | {"speed": {"secagg": way}}), randomness=SeededRandomness(seed))
+        for way in ("run", "elide")
+    ]
+    assert model_bytes(results[0]) == model_bytes(results[1])
+
+
+def test_a_claim_of_an_elided_run_says_simulated(make_study, settings, run):
+    claim = claim_of(run(make_study(settings(**DISTRIBUTED, speed={"secagg": "elide"}))))
+    assert claim["secagg"].startswith("simulated")
+    assert claim["certifiable"] is False
+    assert "Simulated: secure aggregation was left out" in claim["sentence"]
+
+
+def test_with_distributed_noise_every_attempt_is_charged_before_its_sum_is_released(make_study, settings, run):
+    result = run(make_study(settings(**DISTRIBUTED)))
+    kinds = [type(event) for event in read_events(Path(result.out) / "events.jsonl")]
+    rounds = [kind for kind in kinds if kind in {BudgetCharged, RoundClosed}]
+    assert rounds == [BudgetCharged, RoundClosed] * 4
+
+
+def test_a_loss_that_is_not_finite_leaves_a_record_that_can_be_read(make_study, run):
+    def loss(outputs, y):
+        import torch
+
+        return torch.where(y == 0, torch.inf, outputs.sum(dim=1))
+
+    result = run(make_study(loss=loss))
+    evaluated = [event for event in read_events(Path(result.out) / "events.jsonl") if isinstance(event, Evaluated)]
+    assert all("loss" not in event.metrics and "accuracy" in event.metrics for event in evaluated)
+
+
+def test_training_that_fails_on_one_participants_records_sends_zeros_and_tells_only_its_site(
+    client_settings, make_study, run, caplog
+):
+    def train(parameters, examples, _rng):
+        if len(examples.x) == 40:
+            raise ValueError("secret 17")
+        return parameters
+
+    study = make_study(
+        client_settings(),
+        model=None,
+        parameters=lambda: {"w": np.zeros(3)},
+        train=train,
+        evaluate=lambda _parameters, _examples: {"accuracy": 0.5},
+    )
+    result = run(study)
+    assert result.rounds == 3
+    assert "trained nothing in round 1" in caplog.text
+    assert b"secret" not in b"".join(path.read_bytes() for path in Path(result.out).iterdir())

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hubbub.errors import HubbubError
-from hubbub.secagg.messages import Adverts, Close, Consents, Deliver, Envelope, Survivors, read, write
 from hubbub.secagg import SUITE, Client, Member, Parameters, Roster, Server, Session, SigningKey
+from hubbub.secagg.messages import Adverts, Close, Consents, Deliver, Envelope, Survivors, read, write
 
 STAGES = ("advert", "share", "masked", "consent", "unmask")
 

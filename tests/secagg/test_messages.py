@@ -35,9 +35,11 @@ def test_what_is_written_is_read_again(sample):
 @given(data=st.binary(max_size=200), kind=st.sampled_from(KINDS))
 def test_random_bytes_are_no_message(data, kind):
     try:
-        assert read(kind, data).encode() == data
+        found = read(kind, data)
     except InputError as error:
-        assert error.message.startswith("secagg message, must have ")
+        assert error.message.startswith("secagg message, must have ")  # noqa: PT017, some random bytes are a message
+        return
+    assert found.encode() == data
 
 
 @given(data=st.data())

@@ -112,13 +112,21 @@ def test_each_unit_has_a_study_that_is_accepted(document):
 
 
 RULES = {
-    "distributed noise": (
-        changed(privacy__noise="distributed"),
+    "distributed noise over a part of the roster": (
+        changed(privacy__noise="distributed", cohort__participants="fixed", cohort__size=3),
         (
-            "study: privacy.noise, 'distributed' needs secure aggregation, "
-            "found no secure aggregation in this version; nothing planned"
+            "study: cohort.participants, distributed noise needs a sum over the whole roster, "
+            "found participants = 'fixed'"
         ),
-        'noise = "server" trusts the coordinator with un-noised sums; noise = "local" trusts nobody',
+        'participants = "everyone", or noise = "server"',
+    ),
+    "distributed noise without anybody curious": (
+        changed(privacy__noise="distributed", cohort__colluding=0),
+        (
+            "study: cohort.colluding, must be at least 1 with distributed noise: "
+            "a curious participant subtracts its own share, found 0"
+        ),
+        "colluding = 1",
     ),
     "epsilon without noise": (
         changed(privacy__noise="none"),

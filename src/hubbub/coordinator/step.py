@@ -8,6 +8,7 @@ Source:
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
+from hubbub.errors import RoundError
 from hubbub.planning import Plan
 from hubbub.study.config import Training
 
@@ -29,8 +30,19 @@ class ServerStep:
     def move(
         self, parameters: Float32[np.ndarray, " params"], released: Int64[np.ndarray, " params"]
     ) -> tuple[Float32[np.ndarray, " params"], float]:
-        """Return the next parameters and the L2 norm of the step that led there."""
+        """Return the next parameters and the L2 norm of the step that led there.
+
+        Raises:
+            RoundError: The step leaves the range of float32.
+        """
         mean: Float[np.ndarray, " params"] = released / self._divisor
         self._velocity = self._momentum * self._velocity + mean
         step = self._rate * self._velocity
-        return (parameters.astype(np.float64) + step).astype(np.float32), float(np.linalg.norm(step))
+        with np.errstate(over="ignore"):
+            moved = (parameters.astype(np.float64) + step).astype(np.float32)
+        if not np.isfinite(moved).all():
+            raise RoundError(
+                "model, must stay finite, found an overflow in the server's step; the attempt stays charged",
+                hint="lower training.learning_rate or training.server_learning_rate",
+            )
+        return moved, float(np.linalg.norm(step))

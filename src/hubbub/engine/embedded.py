@@ -5,6 +5,7 @@ check -> plan -> reserve -> (round: ask, train, clip, encode, add up, noise, ste
 
 import hashlib
 import importlib.metadata
+import math
 import platform
 import secrets
 import sys
@@ -212,7 +213,8 @@ class _Session:
             record.append(closed)
             is_last = coordinator.is_finished
             if isinstance(closed, RoundClosed) and (is_last or closed.round_number % every == 0):
-                metrics = learner.evaluate(coordinator.parameters, self.prepared.test)
+                measured = learner.evaluate(coordinator.parameters, self.prepared.test)
+                metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
                 record.append(Evaluated(run=self.name, round_number=closed.round_number, metrics=metrics))
         return coordinator.parameters
 

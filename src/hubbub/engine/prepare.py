@@ -7,7 +7,7 @@ from typing import Any
 from hubbub.errors import CodeError
 from hubbub.local.learner import Learner
 from hubbub.planning import Plan, make_plan
-from hubbub.study import Examples, Lock, Slots, Study, conform
+from hubbub.study import Examples, Lock, Slots, Study, conform, made_up
 from hubbub.study.code import call
 from hubbub.study.lock import write_lock
 
@@ -38,7 +38,7 @@ def prepare(study: Study) -> Prepared:
     slots = {name: conform(call(study.code.data, name), columns, f"data({name!r})") for name in names}
     test_data = call(study.code.test_data)
     test = conform(test_data, columns, "test_data()")
-    learner = make_learner(study, slots[names[0]])
+    learner = make_learner(study)
     lock = Lock(
         format=1,
         code_hash=study.code_hash,
@@ -52,7 +52,7 @@ def prepare(study: Study) -> Prepared:
     return Prepared(study.with_lock(lock), learner, slots, test, is_public)
 
 
-def make_learner(study: Study, example: Slots) -> Learner:
+def make_learner(study: Study) -> Learner:
     """The study's model, after its self-tests on made-up records of the study's shapes.
 
     Raises:
@@ -66,7 +66,7 @@ def make_learner(study: Study, example: Slots) -> Learner:
         from hubbub.local.arrays import ArrayModel
 
         learner = ArrayModel(study.code)
-    learner.self_test(example, per_example=study.settings.privacy.unit == "example")
+    learner.self_test(made_up(study.settings.data), per_example=study.settings.privacy.unit == "example")
     return learner
 
 

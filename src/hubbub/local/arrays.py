@@ -57,14 +57,18 @@ class ArrayModel:
         """
         raise _refusal()
 
-    def self_test(self, example: Slots, *, per_example: bool) -> None:  # noqa: ARG002, one signature for all
-        """Refuse record-level privacy; what train() does inside one participant needs no test.
+    def self_test(self, example: Slots, *, per_example: bool) -> None:
+        """Run train() and evaluate() once on made-up records.
 
         Raises:
-            CodeError: Gradients of single examples are needed.
+            CodeError: Gradients of single examples are needed, or one of the two fails.
         """
         if per_example:
             raise _refusal()
+        rng = np.random.default_rng(0)
+        returned = call(self._code.train or dict, self.layout.unflatten(self._initial), _records(example), rng)
+        self.layout.flatten(_named("train()", returned), "train()")
+        self.evaluate(self._initial, example)
 
     def update(
         self,

@@ -117,12 +117,12 @@ def self_test(
                 )
 
 
-def made_up_rows(slots: Slots) -> tuple[Tensor, Tensor]:
-    """One microbatch of the study's shapes and dtypes that holds nobody's values."""
-    values = np.random.default_rng(0).normal(size=(MICROBATCH, *slots.x.shape[1:]))
-    x = values if slots.x.dtype.kind == "f" else np.ones_like(values)
-    y = np.ones((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype)
-    return torch.from_numpy(x.astype(slots.x.dtype)), torch.from_numpy(y)
+def made_up_rows(example: Slots) -> tuple[Tensor, Tensor]:
+    """One microbatch of the example's shapes and dtypes: random reals, and the example's integers repeated."""
+    values = np.random.default_rng(0).normal(size=(MICROBATCH, *example.x.shape[1:])).astype(example.x.dtype)
+    x = values if example.x.dtype.kind == "f" else np.resize(example.x, (MICROBATCH, *example.x.shape[1:]))
+    y = np.resize(example.y, (MICROBATCH, *example.y.shape[1:]))
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def _seeded(gradients: Callable[..., dict[str, Tensor]], *arguments: Any) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def discrete_cost(mechanism: Mechanism, attempts: int) -> float:
     return inflation(mechanism.dimension, attempts * mechanism.steps, shares=shares)
 
 
-def _draft(settings: Settings, dimension: int, shares: int) -> Mechanism:
+def _draft(settings: Settings, dimension: int, shares: int = 1) -> Mechanism:
     probability, training = settings.sampling.probability, settings.training
     noises_steps = training.algorithm == "local-dp-sgd"
     return Mechanism(

@@ -51,7 +51,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     scale: float
     largest: int
     sigma: int
-    shares: int
+    shares: int = 1
     steps: int
     noises_steps: bool
     examples: ExampleSampler

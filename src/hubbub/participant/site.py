@@ -13,12 +13,13 @@ the same length.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt32
 
-from hubbub.errors import RoundError
+from hubbub.errors import CodeError, RoundError
 from hubbub.local.learner import Learner
 from hubbub.messages import (
     Contribution,
@@ -34,6 +35,9 @@ from hubbub.randomness import Randomness
 from hubbub.secagg import Client, Session
 from hubbub.study import Slots
 from hubbub.study.config import Settings
+
+_site_log = logging.getLogger("hubbub.site")
+"""For the data owner's eyes: what it says may depend on records, and stays at the site."""
 
 Charge = Callable[[int, int], None]
 OwnSession = Callable[[int, int, bytes], Session]
@@ -157,8 +161,13 @@ class Participant:
         if mechanism.unit == "example":
             return self._gradient_sum(parameters, learner)
         rng = np.random.default_rng(self._public_seed(round_number))
-        with np.errstate(all="ignore"):
-            update = learner.update(parameters, self._slots, self._settings.training, rng)
+        try:
+            with np.errstate(all="ignore"):
+                update = learner.update(parameters, self._slots, self._settings.training, rng)
+        except CodeError as error:
+            # An abort would tell the others something about these records, so only this site is told.
+            _site_log.warning("%s trained nothing in round %d: %s", self.name, round_number, error.message)
+            update = np.zeros(mechanism.dimension)
         return mechanism.encode_update(mechanism.clip(update))
 
     def _gradient_sum(

@@ -115,6 +115,10 @@ class Checks:
                     hint="both sides must run the same approved plan, roster and model",
                 )
 
+    def _check_opening(self, envelope: Envelope, session: Session) -> None:
+        is_open = (envelope.kind, envelope.session) == ("open", session.id)
+        self._require(is_open, "must be asked into a session by 'open', under that session's name", "another")
+
     def _check_parameters(self, session: Session) -> None:
         self._require(session.suite == SUITE, f"must be asked with the suite {SUITE!r}", repr(session.suite))
         is_planned = session.parameters == self._parameters.hash

@@ -93,7 +93,7 @@ class Client(Checks):
         an answered stage gets none and is kept in `evidence`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, two ports, a mark and a site's pins
         self,
         name: str,
         *,
@@ -138,6 +138,7 @@ class Client(Checks):
         if self._held is not None and envelope.session == self._held.id:
             return self.receive(data)
         session = read(Session, envelope.body)
+        self._check_opening(envelope, session)
         self._check_session(session, own)
         self._check_parameters(session)
         self._check_coordinator(envelope, session)

@@ -14,6 +14,17 @@ from hubbub.study.code import Code
 from hubbub.study.config import Settings, read_settings
 from hubbub.study.load import Study, load_study
 from hubbub.study.lock import Lock
-from hubbub.study.schema import Examples, Slots, conform
+from hubbub.study.schema import Examples, Slots, conform, made_up
 
-__all__ = ["Code", "Examples", "Lock", "Settings", "Slots", "Study", "conform", "load_study", "read_settings"]
+__all__ = [
+    "Code",
+    "Examples",
+    "Lock",
+    "Settings",
+    "Slots",
+    "Study",
+    "conform",
+    "load_study",
+    "made_up",
+    "read_settings",
+]

@@ -77,12 +77,17 @@ def _source(function: object) -> str:
         return f"{code.co_code.hex()} {code.co_consts!r}" if code else repr(type(function))
 
 
+_NOT_CODE = {"runs", ".hubbub", ".venv", "__pycache__", "build"}
+
+
 def hash_folder(directory: Path) -> str:
-    """SHA-256 over name and bytes of every Python file beside the study, in order of name."""
+    """SHA-256 over name and bytes of every Python file of the study, packages included, in order of name."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    for path in sorted(directory.rglob("*.py")):
+        name = path.relative_to(directory)
+        if not _NOT_CODE & set(name.parts):
+            content = path.read_bytes()
+            digest.update(f"{name.as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 

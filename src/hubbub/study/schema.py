@@ -45,6 +45,19 @@ class Slots:
         return len(self.is_real)
 
 
+def made_up(data: Data, rows: int = 64) -> Slots:
+    """Slots of the declared shapes that hold nobody's values, and every class if there are at most `rows`."""
+
+    def values(column: Column) -> NDArray[Any]:
+        ramp = np.arange(rows) % (column.classes or 2)
+        shaped = np.broadcast_to(ramp.reshape(rows, *(1 for _ in column.shape)), (rows, *column.shape))
+        last = shaped.copy()
+        last[-1] = (column.classes or 2) - 1
+        return last.astype(column.dtype)
+
+    return Slots(values(data.x), values(data.y), np.ones(rows, dtype=bool))
+
+
 def conform(examples: object, data: Data, where: str) -> Slots:
     """Check records against the declared columns and lay them into slots.
 
