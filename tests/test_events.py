@@ -1,6 +1,5 @@
 """Events: frozen, each field public or released, the same bytes for the same event, any other bytes refused."""
 
-import math
 import typing
 
 import msgspec
@@ -12,7 +11,6 @@ from hubbub.errors import InputError
 from hubbub.events import (
     AnyEvent,
     BudgetCharged,
-    Evaluated,
     Event,
     EventFile,
     RunStarted,

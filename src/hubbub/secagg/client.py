@@ -93,7 +93,7 @@ class Client(Checks):
         an answered stage gets none and is kept in `evidence`.
     """
 
-    def __init__(  # noqa: PLR0913, two ports, a mark and a site's pins
+    def __init__(
         self,
         name: str,
         *,
