@@ -18,7 +18,7 @@ class Balanced(HTMLParser):
         super().__init__()
         self.open = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag, _attrs):
         if tag not in {"meta", "line", "polyline"}:
             self.open.append(tag)
 

@@ -72,6 +72,8 @@ class Participant:
         client: Client | None = None,
         own_session: OwnSession | None = None,
     ) -> None:
+        if plan.secagg is not None:
+            plan.secagg.check()
         self.name = name
         self.run = run
         self._settings = settings
