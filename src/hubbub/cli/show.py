@@ -1,6 +1,7 @@
 """What the command line prints for a person: tables, one progress bar; and JSON for a machine."""
 
 import itertools
+import math
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from hubbub.events import (
     RoundClosed,
 )
 from hubbub.planning import Plan
+from hubbub.secagg.parameters import Parameters
 from hubbub.study.config import Settings
 
 MANY = 12
@@ -66,6 +68,8 @@ def plan(plan: Plan) -> None:
         "participants",
         f"{len(plan.slots)} with {sum(plan.slots.values())} slots, at least {plan.minimum} in a round",
     )
+    if plan.secagg is not None:
+        facts.add_row("only the sum", _thresholds(plan, plan.secagg))
     facts.add_row("each sends", f"{plan.bytes_up_per_round:,} bytes a round, receives {plan.bytes_down_per_round:,}")
     facts.add_row("plan hash", plan.hash)
     out.print(facts)
@@ -82,6 +86,16 @@ def plan(plan: Plan) -> None:
         bound = "none: trusted" if claim.epsilon is None else f"{claim.epsilon:.4f}"
         trust.add_row(claim.adversary, bound, "yes" if claim.amplified else "no", claim.reason)
     out.print(trust)
+
+
+def _thresholds(plan: Plan, parameters: Parameters) -> str:
+    graph = f"{parameters.neighbours} holders chosen by each" if parameters.neighbours else "everybody holds shares"
+    factor = math.sqrt(parameters.n / plan.mechanism.shares)
+    return (
+        f"secure aggregation, {graph}, k {parameters.neighbours}, t {parameters.threshold}, U_min {parameters.u_min}, "
+        f"n_min {parameters.n_min}, c {parameters.colluding}; survives {parameters.survives} dropouts; "
+        f"noise {factor:.2f} times the coordinator's if all answer"
+    )
 
 
 def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
