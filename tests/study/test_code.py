@@ -124,7 +124,7 @@ def test_a_helper_beside_the_study_can_be_imported_and_the_path_is_left_alone(wr
     before = list(sys.path)
     assert load_code(write(text)).participants() == ["x"]
     assert sys.path == before
-    del sys.modules["helper_of_a_test_in_study_code"]
+    assert "helper_of_a_test_in_study_code" not in sys.modules
 
 
 def test_a_study_that_changes_the_path_itself_is_no_problem(write):
@@ -241,3 +241,29 @@ def test_functions_without_a_file_are_hashed_by_what_they_do():
     one, two = (eval(f"lambda: {number}") for number in (1, 2))
     assert functions(model=one).source_hash() != functions(model=two).source_hash()
     assert len(functions(model=functools.partial(print)).source_hash()) == 64
+
+
+def test_each_study_gets_its_own_helper(tmp_path):
+    answers = []
+    for number in (1, 2):
+        folder = tmp_path / f"study-{number}"
+        folder.mkdir()
+        (folder / "helper.py").write_text(f"NUMBER = {number}\n")
+        functions = "".join(
+            f"def {name}(*_): return NUMBER\n" for name in ("participants", "data", "test_data", "model")
+        )
+        (folder / "study.py").write_text(f"from helper import NUMBER\n{functions}")
+        answers.append(load_code(folder / "study.py").participants())
+    assert answers == [1, 2]
+
+
+def test_code_in_a_package_of_the_study_is_hashed_and_runs_are_not(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "study.py").write_text("")
+    (tmp_path / "package" / "part.py").write_text("X = 1\n")
+    first = hash_folder(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "old.py").write_text("X = 3\n")
+    assert hash_folder(tmp_path) == first
+    (tmp_path / "package" / "part.py").write_text("X = 2\n")
+    assert hash_folder(tmp_path) != first

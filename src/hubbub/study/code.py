@@ -131,6 +131,7 @@ def _import(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and worker processes find what study.py defines
     sys.path.insert(0, str(path.parent.resolve()))
+    before = set(sys.modules)
     try:
         spec.loader.exec_module(module)
     except HubbubError:
@@ -143,7 +144,16 @@ def _import(path: Path) -> ModuleType:
     finally:
         with suppress(ValueError):  # study.py may have changed the path itself
             sys.path.remove(str(path.parent.resolve()))
+        _forget_helpers(set(sys.modules) - before, path.parent.resolve())
     return module
+
+
+def _forget_helpers(names: set[str], folder: Path) -> None:
+    """Let the next study in this process import its own helper.py, not this one's."""
+    for name in names:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and folder in Path(file).parents:
+            del sys.modules[name]
 
 
 class _FromSource(SourceFileLoader):
