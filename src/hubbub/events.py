@@ -25,6 +25,10 @@ EventDocument = dict[str, Any]
 """A DpEvent as JSON; `accounting.codec` says what it may hold."""
 
 
+NOT_PRIVATE: EventDocument = {"@": "NonPrivateDpEvent"}
+"""What is done without noise, or with noise that somebody can repeat."""
+
+
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="event"):
     """Something that happened; immutable, one line of JSON."""
 

@@ -369,3 +369,32 @@ def test_training_that_fails_on_one_participants_records_sends_zeros_and_tells_o
     assert result.rounds == 3
     assert "trained nothing in round 1" in caplog.text
     assert b"secret" not in b"".join(path.read_bytes() for path in Path(result.out).iterdir())
+
+
+def test_noise_that_can_be_repeated_protects_nobody_and_leaves_no_bound_behind(make_study, settings, run):
+    simulated = claim_of(run(make_study(settings(privacy={"noise_source": "float-simulation"}))))
+    assert simulated["epsilon_spent"] is None
+    assert all(line["epsilon"] is None for line in simulated["claims"])
+    later = claim_of(run(make_study()))
+    assert later["certifiable"] is True
+    assert "without any bound for everything ever run on it" in later["sentence"]
+
+
+def test_an_elided_run_claims_nothing_against_the_coordinator(make_study, settings, run):
+    claim = claim_of(run(make_study(settings(**DISTRIBUTED, speed={"secagg": "elide"}))))
+    assert [line["epsilon"] is None for line in claim["claims"]] == [True, False, False]
+    assert "Against the coordinator and up to 1 of 3 participants: no protection" in claim["sentence"]
+
+
+def test_a_distributed_plan_is_never_summed_in_the_clear_by_default(make_study, settings):
+    from hubbub.coordinator import Coordinator
+    from hubbub.engine.prepare import prepare
+    from hubbub.participant import Participant
+
+    prepared = prepare(make_study(settings(**DISTRIBUTED)))
+    plan = hubbub.plan(prepared.study)
+    common = {"settings": prepared.study.settings, "plan": plan, "randomness": SeededRandomness(1)}
+    with pytest.raises(RoundError, match="must send masked vectors under this plan, found no client"):
+        Participant("a", "r", slots=prepared.slots["a"], charge=lambda *_: None, **common)
+    with pytest.raises(RoundError, match="must add up by secure aggregation under this plan"):
+        Coordinator("r", parameters=prepared.learner.initial(), **common)

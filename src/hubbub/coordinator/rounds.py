@@ -37,7 +37,10 @@ class Coordinator:
         plan: The approved plan.
         parameters: The initial model.
         randomness: Of secret cohorts and of server noise.
-        make_sum: How an attempt adds up; default: in the clear.
+        make_sum: How an attempt adds up; default: in the clear, where the plan allows that.
+
+    Raises:
+        RoundError: The plan needs secure sums, and there is no way to make one.
     """
 
     def __init__(
@@ -50,6 +53,11 @@ class Coordinator:
         randomness: Randomness,
         make_sum: MakeSum | None = None,
     ) -> None:
+        if plan.secagg is not None and make_sum is None:
+            raise RoundError(
+                "coordinator, must add up by secure aggregation under this plan, found sums in the clear",
+                hint="give it make_sum",
+            )
         self.run = run
         self.parameters = parameters
         self.round_number = 1

@@ -29,8 +29,10 @@ from hubbub.engine.home import home_folder, open_ledger, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.errors import BudgetError, InputError
 from hubbub.events import (
+    NOT_PRIVATE,
     AnyEvent,
     BudgetCharged,
+    BudgetReserved,
     Evaluated,
     Event,
     EventFile,
@@ -160,7 +162,7 @@ class _Session:
     def run(self, folder: Path, salt: dict[str, bytes], watch: Watch | None, started: float) -> RunResult:
         _make(folder)
         try:
-            reserved = self.ledger.reserve(self.plan.reservation(self.name), sandbox_delta=self.plan.delta)
+            reserved = self.ledger.reserve(self._reservation(), sandbox_delta=self.plan.delta)
         except BudgetError:
             folder.rmdir()
             raise
@@ -195,6 +197,11 @@ class _Session:
             for name, slots in self.prepared.slots.items()
         ]
         return [start, *joined, *reserved]
+
+    def _reservation(self) -> BudgetReserved:
+        """What this run costs: noise that somebody can repeat protects nobody, whatever its size."""
+        reserved = self.plan.reservation(self.name)
+        return reserved if self.noise_source == "os" else msgspec.structs.replace(reserved, dp_event=NOT_PRIVATE)
 
     @property
     def noise_source(self) -> str:
@@ -263,6 +270,7 @@ class _Session:
                 charge=charge,
                 client=federation.client(name, charge) if federation else None,
                 own_session=federation.session if federation else None,
+                is_elided=self.secagg == "elide",
             )
             for name, slots in self.prepared.slots.items()
         }

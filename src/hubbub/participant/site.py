@@ -57,6 +57,11 @@ class Participant:
         charge: Called with (round, attempt); returns once that attempt is durably charged, raises to refuse.
         client: Its half of secure aggregation, with the same `charge`; None where sums are plain.
         own_session: What a session must be bound to; with `client`.
+        is_elided: Whether its owner accepts that sums are made in the clear though the plan says otherwise.
+
+    Raises:
+        PlanError: The plan's thresholds are weaker than they must be.
+        RoundError: The plan needs secure aggregation, and there is no client.
     """
 
     def __init__(
@@ -71,9 +76,15 @@ class Participant:
         charge: Charge,
         client: Client | None = None,
         own_session: OwnSession | None = None,
+        is_elided: bool = False,
     ) -> None:
         if plan.secagg is not None:
             plan.secagg.check()
+            if not is_elided and (client is None or own_session is None):
+                raise RoundError(
+                    f"{name}, must send masked vectors under this plan, found no client; nothing sent",
+                    hint="give it a client and its own session",
+                )
         self.name = name
         self.run = run
         self._settings = settings

@@ -91,14 +91,16 @@ def make_claim(
     joined = [event for event in events if isinstance(event, ParticipantJoined)]
     metrics = [event.metrics for event in events if isinstance(event, Evaluated)][-1]
     attempts = sum(isinstance(event, BudgetCharged) for event in events)
-    spent, spent_rdp, accountant = _spent(plan, attempts)
+    is_repeatable = start.noise_source in {"float-simulation", "injected"}
+    spent, spent_rdp, accountant = _spent(plan, attempts, is_repeatable=is_repeatable)
+    claims = _true_claims(plan, start, is_repeatable=is_repeatable)
     success = {name: value for name, value in msgspec.to_builtins(settings.success).items() if value is not None}
     lifetime = _lifetime(plan, accounts)
     is_certifiable = start.noise_source == "os" and start.secagg != "elide"
     return ReleaseClaim(
         format=1,
         federation=SANDBOX,
-        sentence=_sentence(plan, spent, lifetime, start),
+        sentence=_sentence(plan, spent, lifetime, start, claims),
         certifiable=is_certifiable,
         noise_source=start.noise_source,
         secagg=SECAGG[start.secagg],
@@ -118,7 +120,7 @@ def make_claim(
         dp_event=plan.dp_event,
         noise_multiplier=plan.noise_multiplier,
         lifetime=lifetime,
-        claims=plan.claims,
+        claims=claims,
         unprotected=()
         if is_test_public
         else ("metrics on the test records; that these are disjoint from training is what study.py says",),
@@ -141,10 +143,24 @@ def make_claim(
     )
 
 
-def _spent(plan: Plan, attempts: int) -> tuple[float | None, float | None, str]:
+def _true_claims(plan: Plan, start: RunStarted, *, is_repeatable: bool) -> tuple[Claim, ...]:
+    """The plan's trust table, less what this run did not keep."""
+
+    def void(claim: Claim, reason: str) -> Claim:
+        return msgspec.structs.replace(claim, epsilon=None, amplified=False, reason=reason)
+
+    if is_repeatable:
+        return tuple(void(claim, "simulated: whoever repeats the noise can take it off") for claim in plan.claims)
+    if start.secagg == "elide":
+        first, *others = plan.claims
+        return (void(first, "simulated: sums were made in the clear"), *others)
+    return plan.claims
+
+
+def _spent(plan: Plan, attempts: int, *, is_repeatable: bool) -> tuple[float | None, float | None, str]:
     """Recompute the cost of the attempts that were charged."""
     version = f"dp-accounting {importlib.metadata.version('dp-accounting')}"
-    if not plan.mechanism.sigma:
+    if not plan.mechanism.sigma or is_repeatable:
         return None, None, version
     delta = plan.delta * math.exp(-plan.inflation)
     events = [repeated(plan.dp_event, attempts)]
@@ -158,12 +174,17 @@ def _lifetime(plan: Plan, accounts: Accounts) -> Statement:
     return max(statements, key=lambda line: math.inf if line.epsilon_spent is None else line.epsilon_spent)
 
 
-def _sentence(plan: Plan, spent: float | None, lifetime: Statement, start: RunStarted) -> str:
+def _sentence(plan: Plan, spent: float | None, lifetime: Statement, start: RunStarted, claims: Sequence[Claim]) -> str:
     unit = "record" if plan.unit == "example" else "participant"
+    if spent is None and plan.mechanism.sigma:
+        return (
+            f"Not certifiable: noise and samples did not come from the operating system's randomness, so they can be "
+            f"repeated and taken off. No {unit} is protected against anybody, and this model must not be released."
+        )
     if spent is None:
         return f"No noise was added: no {unit} is protected against anybody, and this model must not be released."
-    against = [claim.adversary for claim in plan.claims if claim.epsilon is not None]
-    trusted = [claim.adversary for claim in plan.claims if claim.epsilon is None]
+    against = [claim.adversary for claim in claims if claim.epsilon is not None]
+    trusted = [claim.adversary for claim in claims if claim.epsilon is None]
     slots = sum(plan.slots.values()) if plan.unit == "example" else len(plan.slots)
     ever = (
         f"({lifetime.epsilon_spent:.4f}, {lifetime.delta:g}) for everything ever run on it"
@@ -178,8 +199,6 @@ def _sentence(plan: Plan, spent: float | None, lifetime: Statement, start: RunSt
         words += f" Against the {' and '.join(trusted)}: no protection; it must be trusted."
     if start.secagg == "elide":
         words += " Simulated: secure aggregation was left out, so whoever ran this saw every vector."
-    if start.noise_source != "os":
-        words += " Not certifiable: noise or samples did not come from the operating system's randomness."
     return words
 
 
