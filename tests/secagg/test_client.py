@@ -446,3 +446,16 @@ def test_every_refusal_is_ours(make_world, make_vectors):
         with pytest.raises(HubbubError):
             client.receive(false)
     assert client.receive(data) is None
+
+
+def test_dealers_without_the_holders_of_one_of_them_are_refused(make_world, make_vectors):
+    world = make_world(14, neighbours=8, threshold=8, n_min=10)
+    messages = world.until("masked", make_vectors(world))
+    graph = world.server._graph
+    gone = [place for place in range(1, 14) if graph.holders[0, place]][:2]
+
+    def hide(message):
+        return replace(message, dealings=tuple(one for at, one in enumerate(message.dealings) if at not in gone))
+
+    with pytest.raises(RoundError, match="must find 8 holders of each of the dealers among them, found 7 of"):
+        world.clients[ME].receive(world.lie(messages[ME], hide))

@@ -197,7 +197,7 @@ class Server:
                 self._take_vector(self._names.index(name), body, attachment)
             case Consent():
                 self._check_survivors_hash(name, body.survivors)
-            case Unmask():
+            case _:
                 self._check_survivors_hash(name, body.survivors)
                 self._take_shares(self._names.index(name), body.shares)
 
