@@ -15,8 +15,8 @@ from jaxtyping import UInt32
 
 from hubbub.secagg.keys import mask_stream
 
-CHUNK = 1 << 14
-"""Words per stretch: 64 KiB."""
+CHUNK = 1 << 15
+"""Words per stretch: 128 KiB."""
 
 _STREAMS = 64  # keystreams open at a time
 _ZEROS = bytes(4 * CHUNK)
