@@ -540,6 +540,21 @@ def test_a_copied_key_gives_away_no_share_and_the_others_get_their_sum():
     assert not any(dealer == "site-04" for _, _, dealer in world.spy.shares)
 
 
+@pytest.mark.parametrize("field", ["cipher_key", "mask_key"])
+def test_a_key_of_small_order_puts_its_owner_out_and_nobody_else(field):
+    world = World(5)
+    replies = world.ask(world.start())
+    false = replace(read(Advert, signed(replies["site-04"]).body), **{field: bytes(32)})
+    replies["site-04"] = write("advert", world.server.session.id, false, key=world.keys["site-04"])
+    world.take(replies)
+    assert world.refusals == {"coordinator": [world.refusals["coordinator"][0]]}
+    assert refused(world, "site-04, must advertise keys of large order", "coordinator")
+    for _ in simulator.STAGES[1:]:
+        world.take(world.ask(world.advance()))
+    world.advance()
+    assert world.is_exact(world.server.total, world.names[:4])
+
+
 def test_shrink_cohort():
     world, succeeded = shrink_cohort()
     assert not succeeded

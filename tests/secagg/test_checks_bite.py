@@ -109,7 +109,7 @@ def test_without_its_check_the_attack_succeeds_and_its_test_fails(removed):
 
 
 def test_without_a_check_honest_sessions_are_as_before(removed):
-    for world in (adversaries.World(5), adversaries.World(10, neighbours=6, threshold=4)):
+    for world in (adversaries.World(5), adversaries.World(7, neighbours=5, threshold=4)):
         total = world.play(gone={"site-04": "masked"})
         assert world.is_exact(total, [name for name in world.names if name != "site-04"])
         assert world.refusals == {}
