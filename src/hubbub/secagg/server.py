@@ -21,6 +21,7 @@ from hubbub.secagg import agreement as agreed
 from hubbub.secagg import shamir
 from hubbub.secagg.agreement import Graph, Roster
 from hubbub.secagg.keys import (
+    KEY_BYTES,
     TAG_BYTES,
     ExchangeKey,
     SigningKey,
@@ -208,6 +209,9 @@ class Server:
             raise self._refusal(
                 "takes two fresh keys of each participant", f"one used already or malformed from {advert.participant!r}"
             )
+        probe = ExchangeKey(fresh(KEY_BYTES))
+        for key in keys:  # one of small order would make every honest participant refuse the whole list
+            probe.agree(key, advert.participant)
         self._adverts[advert.participant] = advert
 
     def _take_dealing(self, place: int, dealing: Dealing, leaves: Sequence[Leaf]) -> None:
