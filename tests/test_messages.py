@@ -35,7 +35,7 @@ MESSAGES = st.one_of(
         round_number=INTEGERS,
         attempt=INTEGERS,
         participant=TEXT,
-        values=st.binary(max_size=9),
+        payload=st.binary(max_size=9),
     ),
 )
 OPENED = RoundOpened(run="r", plan_hash="p", round_number=1, attempt=1, parameters=b"\0\0\x80?")
@@ -99,7 +99,7 @@ def test_other_fields_and_kinds_are_refused(change):
 def test_no_type_of_message_has_a_field_that_could_hold_a_record():
     for kind in typing.get_args(Message):
         fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-        assert {name for name, type_ in fields.items() if type_ is bytes} <= {"parameters", "values"}
+        assert {name for name, type_ in fields.items() if type_ is bytes} <= {"parameters", "payload"}
         assert set(fields.values()) <= {str, int, bytes}
         assert {"run", "plan_hash", "round_number", "attempt"} <= set(fields)
         assert kind.__struct_config__.frozen

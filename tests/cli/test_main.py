@@ -155,7 +155,6 @@ def test_a_wrong_command_line_is_one_error_and_a_hint(capsys, tmp_path, monkeypa
     [
         ("epsilon = ", "epsilon = -1 # ", "privacy.epsilon, must be float > 0.0, found -1"),
         ('examples = "poisson"', 'examples = "poison"', "found 'poison'"),
-        ('noise = "server"', 'noise = "distributed"', "cohort.minimum, must leave 2 honest noise shares"),
         ('dtype = "float32"', 'dtype = "float64"', "must have dtype float64, found float32"),
     ],
 )
