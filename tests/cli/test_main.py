@@ -40,7 +40,7 @@ def test_a_new_study_runs_as_it_is_and_meets_its_goal(study, capsys):
     for word in ("rounds", "participants", "accuracy", "epsilon spent", "report", "success", "met"):
         assert word in out
     assert (study / "run-1" / "report.html").exists()
-    assert (study / ".hubbub" / "ledger.db").exists()
+    assert (study / ".hubbub" / "log.db").exists()
 
 
 def test_the_third_run_is_refused_with_exit_code_one_until_somebody_grants_more(study, capsys):
@@ -134,7 +134,7 @@ def test_a_schedule_admits_its_plan_once(study, capsys):
         (["xyzzy"], "must be given a command it has, found 'xyzzy'", "hubbub --help"),
         (["run"], "the following arguments are required: STUDY", "hubbub run --help"),
         (["plan", "nowhere"], "must be a readable study file, No such file or directory", "hubbub new DIR"),
-        (["budget", "show", "--home", "nowhere"], "nowhere, must hold a budget ledger, found none", "--study STUDY"),
+        (["budget", "show", "--home", "nowhere"], "nowhere, must hold an event log, found none", "--study STUDY"),
         (["budget", "grant", "x-*", "--epsilon", "1"], "must match a dataset of the ledger, found none", "budget show"),
         (["budget", "grant", "x", "--epsilon", "-1"], "epsilon, must be a positive number, found -1.0", "--epsilon 3"),
         (["budget", "grant", "x", "--epsilon", "many"], "invalid float value: 'many'", "hubbub budget grant --help"),

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.errors import BudgetError, CodeError, InputError, RoundError
+from hubbub.eventlog import EventLog
 from hubbub.events import BudgetCharged, Evaluated, RoundClosed, read_events
 from hubbub.randomness import SeededRandomness
 
@@ -35,7 +36,7 @@ def test_a_run_trains_charges_and_writes_its_directory(make_study, run, tmp_path
     assert result.participants == 3
     assert 0 < result.epsilon_spent <= result.epsilon_planned <= result.epsilon_budget
     assert set(result.metrics) == {"accuracy", "loss"}
-    assert Ledger(tmp_path / "home" / "ledger.db").accounts().runs[result.run].is_settled
+    assert Ledger(EventLog(tmp_path / "home" / "log.db")).accounts().runs[result.run].is_settled
 
 
 def test_training_learns_something(make_study, settings, run):
@@ -143,20 +144,20 @@ def test_a_run_stopped_half_way_is_charged_for_the_rounds_it_opened(make_study, 
 
     with pytest.raises(KeyboardInterrupt):
         run(make_study(), watch=stop)
-    ledger = Ledger(tmp_path / "home" / "ledger.db")
+    ledger = Ledger(EventLog(tmp_path / "home" / "log.db"))
     (account,) = ledger.accounts().runs.values()
     assert account.charged == {(1, 1), (2, 1)}
     assert account.is_settled
-    ledger.close()
+    ledger.log.close()
 
 
 def test_an_existing_run_directory_is_never_written_to(make_study, run, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(InputError, match="must be a new folder that can be made, File exists; nothing trained"):
         run(make_study(), out=tmp_path / "taken")
-    ledger = Ledger(tmp_path / "home" / "ledger.db")
+    ledger = Ledger(EventLog(tmp_path / "home" / "log.db"))
     assert ledger.accounts().runs == {}
-    ledger.close()
+    ledger.log.close()
 
 
 def test_a_record_with_a_nan_contributes_nothing_in_silence(make_study, settings, run):

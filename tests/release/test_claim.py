@@ -7,6 +7,7 @@ import pytest
 
 import hubbub
 from hubbub.accounting.ledger import Ledger
+from hubbub.eventlog import EventLog
 from hubbub.events import BudgetCharged, read_events
 from hubbub.release import make_claim
 
@@ -17,9 +18,9 @@ def told(make_study, settings, run, tmp_path):
     study = hubbub.check(make_study(settings(success={"accuracy": 0.1, "loss": 100.0})))
     plan = hubbub.plan(study)
     result = run(study)
-    ledger = Ledger(tmp_path / "home" / "ledger.db")
+    ledger = Ledger(EventLog(tmp_path / "home" / "log.db"))
     accounts = ledger.accounts()
-    ledger.close()
+    ledger.log.close()
     return plan, study.settings, read_events(Path(result.out) / "events.jsonl"), accounts
 
 

@@ -1,7 +1,6 @@
 """The budget ledger of the datasets in one home: what was granted, reserved, spent, for ever.
 
-Events are stored, never epsilons, and the state is a fold over them. Writers in any number of processes are
-serialised by SQLite; an entry is durable when `append` returns.
+A fold over the event log: events are stored, never epsilons.
 
 States of a run: reserved (its whole schedule counts) -> charged, attempt by attempt -> settled (attempts
 never opened return, where a filter guards the dataset). A crash leaves it reserved: over-counted, never
@@ -11,26 +10,15 @@ under-counted.
 """
 
 import math
-import os
-import sqlite3
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
 from hubbub.errors import BudgetError, InputError
-from hubbub.events import (
-    AnyEvent,
-    BudgetCharged,
-    BudgetGranted,
-    BudgetReserved,
-    BudgetSettled,
-    decode_event,
-    encode_event,
-)
+from hubbub.eventlog import EventLog
+from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +65,19 @@ class Accounts:
             case BudgetReserved():
                 self.runs[event.run] = RunAccount(event)
             case BudgetCharged():
-                self.runs[event.run].charged.add((event.round_number, event.attempt))
+                self._run(event.run).charged.add((event.round_number, event.attempt))
             case BudgetSettled():
-                self.runs[event.run].is_settled = True
+                self._run(event.run).is_settled = True
             case _:
                 pass
+
+    def _run(self, run: str) -> RunAccount:
+        if run not in self.runs:
+            raise InputError(
+                f"run {run}, must be reserved before it is charged, found no reservation; nothing spent",
+                hint="restore the event log from a copy",
+            )
+        return self.runs[run]
 
     def number(self, run: str) -> int:
         """Number of a run's reservation, from 1: it only ever grows."""
@@ -126,85 +122,24 @@ class Accounts:
 
 
 class Ledger:
-    """A durable list of ledger events, and the only way to add to it.
+    """The budgets of one event log, and the only way to spend them.
 
     Args:
-        path: SQLite file; made, readable by its owner only, where there is none.
-
-    Raises:
-        InputError: The file is no ledger.
+        log: Where everything is recorded; an entry is durable when a method returns.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._accounts = Accounts()
-        self._last = 0
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        with self._named_errors():
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS entry (id INTEGER PRIMARY KEY, body BLOB NOT NULL)")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
-
-    def append(self, decide: Callable[[Accounts], Sequence[AnyEvent]]) -> list[AnyEvent]:
-        """Decide on the newest state and append what was decided, all or nothing, in one transaction.
-
-        Args:
-            decide: Given the accounts as they are now, returns events to append, or raises to refuse.
-
-        Returns:
-            The events, durable.
-        """
-        with self._named_errors():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                events = list(decide(self._read()))
-                for event in events:
-                    self._database.execute("INSERT INTO entry (body) VALUES (?)", (encode_event(event),))
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
-        return events
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
 
     def accounts(self) -> Accounts:
         """The accounts as they are now."""
-        with self._named_errors():
-            return self._read()
+        return self.log.fold(Accounts)
 
     def statements(self) -> list[Statement]:
         """What every dataset has spent, by name."""
         accounts = self.accounts()
         used = {dataset for run in accounts.runs.values() for dataset in run.reserved.datasets}
         return [accounts.statement(dataset) for dataset in sorted(used | set(accounts.grants))]
-
-    def history(self) -> list[AnyEvent]:
-        """Every event ever appended, in order."""
-        with self._named_errors():
-            rows = self._database.execute("SELECT body FROM entry ORDER BY id").fetchall()
-        return [decode_event(body) for (body,) in rows]
-
-    def _read(self) -> Accounts:
-        rows = self._database.execute("SELECT id, body FROM entry WHERE id > ? ORDER BY id", (self._last,))
-        for identity, body in rows.fetchall():
-            self._accounts.apply(decode_event(body))
-            self._last = identity
-        return self._accounts
-
-    @contextmanager
-    def _named_errors(self) -> Generator[None]:
-        try:
-            yield
-        except (sqlite3.Error, KeyError) as error:
-            raise InputError(
-                f"{self.path}, must be a budget ledger, {error}; nothing spent",
-                hint="restore it from a copy; a new ledger would forget what was spent",
-            ) from None
 
     def grant(self, grants: Sequence[BudgetGranted]) -> None:
         """Set or change what datasets may spend.
@@ -214,7 +149,7 @@ class Ledger:
         Raises:
             BudgetError: Another kind, unit, delta or order than the dataset has, or less than it has spent.
         """
-        self.append(lambda accounts: [_checked(accounts, grant) for grant in grants])
+        self.log.append(lambda: [_checked(self.accounts(), grant) for grant in grants])
 
     def reserve(self, reserved: BudgetReserved, *, sandbox_delta: float | None = None) -> list[AnyEvent]:
         """Set a whole schedule aside on all datasets, or refuse and change nothing.
@@ -230,7 +165,8 @@ class Ledger:
             BudgetError: A dataset has no budget for it; nothing trained, nothing spent.
         """
 
-        def decide(accounts: Accounts) -> list[AnyEvent]:
+        def decide() -> list[AnyEvent]:
+            accounts = self.accounts()
             if reserved.run in accounts.runs:
                 raise BudgetError(
                     f"run {reserved.run}, is reserved once, found a second time; nothing trained, nothing spent",
@@ -238,10 +174,10 @@ class Ledger:
                 )
             new = _sandbox_grants(accounts, reserved, sandbox_delta)
             after = Accounts(accounts.grants | {grant.dataset: grant for grant in new}, accounts.runs)
-            _admit(after, reserved, home=str(self.path.parent))
+            _admit(after, reserved, home=str(self.log.path.parent))
             return [*new, reserved]
 
-        return self.append(decide)
+        return self.log.append(decide)
 
     def charge(self, run: str, round_number: int, attempt: int) -> bool:
         """Charge one attempt, durably; the second time for the same attempt changes nothing.
@@ -252,11 +188,12 @@ class Ledger:
         Raises:
             BudgetError: The run is not reserved, is settled, or has used all its attempts.
         """
-        known = self._accounts.runs.get(run)
+        known = self.accounts().runs.get(run)
         if known is not None and (round_number, attempt) in known.charged:
             return False
 
-        def decide(accounts: Accounts) -> list[AnyEvent]:
+        def decide() -> list[AnyEvent]:
+            accounts = self.accounts()
             account = accounts.runs.get(run)
             if account is None or account.is_settled:
                 raise BudgetError(
@@ -273,15 +210,16 @@ class Ledger:
                 )
             return [BudgetCharged(run=run, round_number=round_number, attempt=attempt)]
 
-        return bool(self.append(decide))
+        return bool(self.log.append(decide))
 
     def settle(self, run: str) -> BudgetSettled:
         """Close a run's reservation: only what was charged counts from now on, where a filter guards."""
 
-        def decide(accounts: Accounts) -> list[AnyEvent]:
+        def decide() -> list[AnyEvent]:
+            accounts = self.accounts()
             return [BudgetSettled(run=run, charged=len(accounts.runs[run].charged))]
 
-        (settled,) = self.append(decide)
+        (settled,) = self.log.append(decide)
         return settled  # pyright: ignore[reportReturnType]
 
 

@@ -7,25 +7,26 @@ from pathlib import Path
 from hubbub.accounting.grants import filter_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger
 from hubbub.cli import show as view
-from hubbub.engine.home import VARIABLE, home_folder, open_ledger
+from hubbub.engine.home import LOG, VARIABLE, home_folder, open_log
 from hubbub.errors import InputError
+from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted, BudgetReserved
 
 
 def show(options: argparse.Namespace) -> None:
     """Show what each dataset has spent, and has left."""
-    ledger = _ledger(options)
+    ledger = Ledger(_log(options))
     view.statements(ledger.statements(), as_json=options.json)
 
 
 def history(options: argparse.Namespace) -> None:
     """List everything the ledger holds."""
-    view.history(_ledger(options).history(), as_json=options.json)
+    view.history(_log(options).events(), as_json=options.json)
 
 
 def grant(options: argparse.Namespace) -> None:
     """Allow datasets to spend more."""
-    ledger = _ledger(options, must_exist=False)
+    ledger = Ledger(_log(options, must_exist=False))
     known = ledger.accounts().grants
     names = sorted({name for pattern in options.datasets for name in _matching(pattern, known)})
     ledger.grant([_grant(name, known.get(name), options) for name in names])
@@ -60,14 +61,14 @@ def _planned(study: str) -> BudgetReserved:
     return plan(load_study(study)).reservation("")
 
 
-def _ledger(options: argparse.Namespace, *, must_exist: bool = True) -> Ledger:
+def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
     beside = Path(options.study) if options.study else None
     if beside is not None and beside.is_file():
         beside = beside.parent
     home = Path(options.home) if options.home else home_folder(beside)
-    if must_exist and not (home / "ledger.db").exists():
+    if must_exist and not (home / LOG).exists():
         raise InputError(
-            f"{home}, must hold a budget ledger, found none",
+            f"{home}, must hold an event log, found none: nothing was ever granted or run there",
             hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
         )
-    return open_ledger(home)
+    return open_log(home)

@@ -25,9 +25,10 @@ from safetensors.numpy import save
 from hubbub.accounting.ledger import Ledger
 from hubbub.coordinator import Coordinator
 from hubbub.engine.federation import Federation, elided
-from hubbub.engine.home import home_folder, open_ledger, salts
+from hubbub.engine.home import home_folder, open_log, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.errors import BudgetError, InputError
+from hubbub.eventlog import EventLog
 from hubbub.events import (
     NOT_PRIVATE,
     AnyEvent,
@@ -118,13 +119,13 @@ def run(
     name = f"{plan.study}-{secrets.token_hex(4)}"
     folder = Path(out) if out is not None else (study.directory or Path()) / "runs" / name
     home_path = Path(home) if home is not None else home_folder(study.directory)
-    ledger = open_ledger(home_path)
+    log = open_log(home_path)
     try:
-        session = _Session(prepared, plan, name, ledger, randomness=_source(study, randomness))
+        session = _Session(prepared, plan, name, log, randomness=_source(study, randomness))
         with _one_torch_thread():
             return session.run(folder, salts(home_path, prepared.slots), watch, started)
     finally:
-        ledger.close()
+        log.close()
 
 
 @contextmanager
@@ -151,13 +152,18 @@ def _source(study: Study, given: Randomness | None) -> Randomness:
 
 @dataclass
 class _Session:
-    """One run: the parties of a plan and the file that records them."""
+    """One run: the parties of a plan and the log that records them."""
 
     prepared: Prepared
     plan: Plan
     name: str
-    ledger: Ledger
+    log: EventLog
     randomness: Randomness
+
+    @property
+    def ledger(self) -> Ledger:
+        """The budgets in the log."""
+        return Ledger(self.log)
 
     def run(self, folder: Path, salt: dict[str, bytes], watch: Watch | None, started: float) -> RunResult:
         _make(folder)
@@ -167,20 +173,21 @@ class _Session:
             folder.rmdir()
             raise
         (folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(self.plan), indent=1) + b"\n")
-        record = _Record(folder, self.plan, watch)
+        record = _Record(folder, self.plan, self.log, watch)
+        record.copy(*reserved)
         try:
-            record.append(*self._opening(reserved, salt))
+            record.append(*self._opening(salt))
             parameters = self._train(record)
             model = save(self.prepared.learner.export(parameters))
             (folder / "model.safetensors").write_bytes(model)
             model_hash = hashlib.sha256(model).hexdigest()
             record.append(RunFinished(run=self.name, rounds=self.plan.rounds, model_hash=model_hash))
         finally:
-            record.append(self.ledger.settle(self.name))
+            record.copy(self.ledger.settle(self.name))
             record.close()
         return self._finish(folder, record.events, started)
 
-    def _opening(self, reserved: list[AnyEvent], salt: dict[str, bytes]) -> list[Event]:
+    def _opening(self, salt: dict[str, bytes]) -> list[AnyEvent]:
         start = RunStarted(
             run=self.name,
             study=self.plan.study,
@@ -190,13 +197,13 @@ class _Session:
             secagg=self.secagg,
             versions=_versions(),
         )
-        joined = [
+        joined: list[AnyEvent] = [
             ParticipantJoined(
                 run=self.name, participant=name, slots=len(slots), data_commitment=commit(slots, salt[name])
             )
             for name, slots in self.prepared.slots.items()
         ]
-        return [start, *joined, *reserved]
+        return [start, *joined]
 
     def _reservation(self) -> BudgetReserved:
         """What this run costs: noise that somebody can repeat protects nobody, whatever its size."""
@@ -284,7 +291,7 @@ class _Session:
     def _charge(self, record: "_Record", round_number: int, attempt: int) -> None:
         """Charge all datasets for an attempt, durably, the first time somebody asks."""
         if self.ledger.charge(self.name, round_number, attempt):
-            record.append(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
+            record.copy(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
 
     def _finish(self, folder: Path, events: list[Event], started: float) -> RunResult:
         claim = make_claim(
@@ -317,11 +324,12 @@ class _Session:
 
 
 class _Record:
-    """The events of one run: in memory, in events.jsonl, for whoever watches; and metrics.jsonl from them."""
+    """The events of one run, into the log; copied to events.jsonl and to whoever watches; metrics.jsonl from them."""
 
-    def __init__(self, folder: Path, plan: Plan, watch: Watch | None) -> None:
+    def __init__(self, folder: Path, plan: Plan, log: EventLog, watch: Watch | None) -> None:
         self.events: list[Event] = []
         self._plan = plan
+        self._log = log
         self._watch = watch
         self._file = EventFile(folder / "events.jsonl")
         self._metrics = (folder / "metrics.jsonl").open("xb")
@@ -331,7 +339,13 @@ class _Record:
         """Size and root of the record as it is."""
         return self._file.size, self._file.root
 
-    def append(self, *events: Event) -> None:
+    def append(self, *events: AnyEvent) -> None:
+        """Record events that nothing was decided on."""
+        self._log.note(*events)
+        self.copy(*events)
+
+    def copy(self, *events: Event) -> None:
+        """Copy events that are in the log."""
         for event in events:
             self._file.append(event)
             self.events.append(event)

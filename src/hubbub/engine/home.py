@@ -1,4 +1,4 @@
-"""What survives runs: the datasets' budget ledger and the participants' salts, in one folder."""
+"""What survives runs: the event log and the participants' salts, in one folder."""
 
 import os
 import secrets
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from hubbub.accounting.ledger import Ledger
 from hubbub.errors import InputError
+from hubbub.eventlog import EventLog
 from hubbub.participant.commitment import SALT_BYTES
 
 VARIABLE = "HUBBUB_HOME"
+LOG = "log.db"
 
 
 def home_folder(beside: Path | None) -> Path:
@@ -20,14 +21,14 @@ def home_folder(beside: Path | None) -> Path:
     return Path(named) if named else (beside or Path()) / ".hubbub"
 
 
-def open_ledger(home: Path) -> Ledger:
-    """The budget ledger of a home, made where there is none.
+def open_log(home: Path) -> EventLog:
+    """The event log of a home, made where there is none.
 
     Raises:
-        InputError: The folder cannot be written, or holds no ledger of ours.
+        InputError: The folder cannot be written, or holds no log of ours.
     """
     try:
-        return Ledger(home / "ledger.db")
+        return EventLog(home / LOG)
     except OSError as error:
         raise InputError(
             f"{home}, must be a folder that can be written, {error.strerror or error}; nothing trained, nothing spent",
