@@ -61,13 +61,18 @@ def _planned(study: str) -> BudgetReserved:
 
 
 def _ledger(options: argparse.Namespace, *, must_exist: bool = True) -> Ledger:
-    beside = Path(options.study) if options.study else None
-    if beside is not None and beside.is_file():
-        beside = beside.parent
-    home = Path(options.home) if options.home else home_folder(beside)
+    home = chosen_home(options)
     if must_exist and not (home / "ledger.db").exists():
         raise InputError(
             f"{home}, must hold a budget ledger, found none",
             hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
         )
     return open_ledger(home)
+
+
+def chosen_home(options: argparse.Namespace) -> Path:
+    """The home that `--home`, `--study` or HUBBUB_HOME names."""
+    beside = Path(options.study) if options.study else None
+    if beside is not None and beside.is_file():
+        beside = beside.parent
+    return Path(options.home) if options.home else home_folder(beside)

@@ -75,16 +75,19 @@ class Verifier:
     def _signed_at(self, text: str, blob: bytes) -> int:
         head = 0 if self.kind == ED25519 else _TIME_BYTES
         time = int.from_bytes(blob[:head])
-        try:
-            if time > _LAST_TIME:
-                raise InvalidSignature
-            _public_key(self.kind, self.public).verify(blob[head:], _message(self, text, time))
-        except (InvalidSignature, ValueError):
+        if time > _LAST_TIME or not self._made(blob[head:], _message(self, text, time)):
             raise VerificationError(
                 f"a note, must be signed by {self.name}, found a line of that key that it did not make",
                 hint="ask for the note again: it was changed, or the line is forged",
-            ) from None
+            )
         return time
+
+    def _made(self, signature: bytes, message: bytes) -> bool:
+        try:
+            _public_key(self.kind, self.public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def open_key(path: Path, prefix: str, kind: int = ED25519) -> Signer:
         InputError: Others may read the file, or it holds no key.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             _write_once(path, Signer(prefix + secrets.token_hex(8), kind, secrets.token_bytes(SEED_BYTES)))
         mode, text = path.stat().st_mode, path.read_text("utf-8")
@@ -219,11 +223,19 @@ def _message(verifier: Verifier, text: str, time: int) -> bytes:
 
 
 def _private_key(kind: int, seed: bytes) -> Any:
-    return _ml_dsa("PrivateKey", "from_seed_bytes", seed) if kind == ML_DSA_44 else Ed25519PrivateKey.from_private_bytes(seed)
+    return (
+        _ml_dsa("PrivateKey", "from_seed_bytes", seed)
+        if kind == ML_DSA_44
+        else Ed25519PrivateKey.from_private_bytes(seed)
+    )
 
 
 def _public_key(kind: int, public: bytes) -> Any:
-    return _ml_dsa("PublicKey", "from_public_bytes", public) if kind == ML_DSA_44 else Ed25519PublicKey.from_public_bytes(public)
+    return (
+        _ml_dsa("PublicKey", "from_public_bytes", public)
+        if kind == ML_DSA_44
+        else Ed25519PublicKey.from_public_bytes(public)
+    )
 
 
 def _ml_dsa(half: str, make: str, raw: bytes) -> Any:

@@ -15,7 +15,7 @@ from hubbub.errors import VerificationError
 
 MOST_SIGNATURES: Final = 100
 MOST_BYTES: Final = 1_000_000
-_MARK: Final = "— "  # noqa: RUF001 the em dash of the format
+_MARK: Final = "— "
 _KEY_ID_BYTES: Final = 4
 
 
@@ -73,7 +73,7 @@ def parse_signatures(lines: str) -> tuple[Signature, ...]:
 def _parse_signature(line: str) -> Signature:
     name, space, code = line.removeprefix(_MARK).partition(" ")
     if not line.startswith(_MARK) or not space or not is_key_name(name):
-        raise malformed("a signature line, must read '— NAME BASE64'", line)  # noqa: RUF001
+        raise malformed("a signature line, must read '— NAME BASE64'", line)
     raw = from_base64(code)
     if len(raw) <= _KEY_ID_BYTES:
         raise malformed("a signature, must be longer than its key id of 4 bytes", line)

@@ -20,8 +20,7 @@ MOST_ENTRY_BYTES: Final = 65_535
 
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS entry (idx INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS node (level INTEGER, idx INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, idx)) "
-    "WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS node (level INT, idx INT, hash BLOB NOT NULL, PRIMARY KEY (level, idx)) WITHOUT ROWID",
 )
 _PIECE: Final = 4096
 
@@ -149,7 +148,7 @@ class Store:
 
     def _damaged(self, what: str) -> VerificationError:
         return VerificationError(
-            f"{self._database.path}, must hold every entry and hash as it was appended, found {what} missing or changed",
+            f"{self._database.path}, must hold entries and hashes as they were appended, found {what} missing or changed",
             hint="restore the log from a copy; heads that others hold tell which copy is right",
         )
 

@@ -52,16 +52,10 @@ def export(store: Store, checkpoint: Note, folder: Path) -> int:
             hint="sign a checkpoint of this log",
         )
     count = 0
-    try:
-        for path, content in _files(store, head.size):
-            _replace(folder / path, content)
-            count += 1
-        _replace(folder / "checkpoint", bytes(checkpoint))
-    except OSError as error:
-        raise InputError(
-            f"{folder}, must be a folder that can be written, {error.strerror}; no checkpoint written",
-            hint="name another folder",
-        ) from None
+    for path, content in _files(store, head.size):
+        replace_file(folder / path, content)
+        count += 1
+    replace_file(folder / "checkpoint", bytes(checkpoint))
     return count
 
 
@@ -79,9 +73,18 @@ def _files(store: Store, size: int) -> Generator[tuple[str, bytes]]:
         level, hashes = level + 1, hashes >> _HEIGHT
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_bytes(content)
-    new.replace(path)
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, with the folders above it.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_bytes(content)
+        new.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}, must be a file that can be written, {error.strerror}", hint="name another folder"
+        ) from None

@@ -42,9 +42,7 @@ class Verified:
     cosigned: Mapping[str, int]
 
 
-def verify_checkpoint(
-    note: Note | bytes, policy: Policy, *, now: int | None = None, fresh: int = FRESH
-) -> Verified:
+def verify_checkpoint(note: Note | bytes, policy: Policy, *, now: int | None = None, fresh: int = FRESH) -> Verified:
     """Check that one of the policy's logs signed a head and that a quorum of its witnesses cosigned it.
 
     Args:

@@ -26,9 +26,8 @@ from hubbub.tlog.store import Store
 SIGNED, BAD, UNTRUSTED, UNKNOWN, CONFLICT, UNPROVEN = 200, 400, 403, 404, 409, 422
 
 _TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS head (origin TEXT PRIMARY KEY, size INTEGER, root BLOB, note BLOB) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS fork (origin TEXT, size INTEGER, cosigned BLOB, submitted BLOB, "
-    "PRIMARY KEY (origin, size)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS head (origin TEXT PRIMARY KEY, size INT, root BLOB, note BLOB) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS fork (origin TEXT, size INT, cosigned BLOB, submitted BLOB, PRIMARY KEY (origin, size))",
 )
 _TRIES: Final = 3
 
@@ -89,7 +88,9 @@ def parse_request(data: bytes) -> Request:
     head, blank, note = as_text(data).partition("\n\n")
     old, *hashes = head.split("\n")
     if not blank or not old.startswith("old ") or len(hashes) > MOST_HASHES:
-        raise malformed(f"a request, must be 'old SIZE', at most {MOST_HASHES} hashes, a blank line, a checkpoint", head)
+        raise malformed(
+            f"a request, must be 'old SIZE', at most {MOST_HASHES} hashes, a blank line, a checkpoint", head
+        )
     return Request(parse_decimal(old.removeprefix("old ")), tuple(map(parse_hash, hashes)), parse_note(note.encode()))
 
 
@@ -111,7 +112,9 @@ class Witness:
 
     def __init__(self, path: Path, keys: Sequence[Signer], logs: Sequence[Verifier]) -> None:
         if not keys or any(key.kind == ED25519 for key in keys):
-            raise InputError("a witness, must have keys that cosign, found a log's key or none", hint="a key of its own")
+            raise InputError(
+                "a witness, must have keys that cosign, found a log's key or none", hint="a key of its own"
+            )
         self._keys, self._logs = tuple(keys), tuple(logs)
         self._database = Database(path, _TABLES)
 
@@ -195,21 +198,20 @@ def ask(
     """
     head = parse_checkpoint(note.text)
     old = min(known, head.size)
+    answer = send(bytes(Request(old, tuple(store.consistency(old, head.size)), note)))
     for _ in range(_TRIES):
-        answer = send(bytes(Request(old, tuple(store.consistency(old, head.size)), note)))
-        if answer.status == SIGNED:
-            return _with_cosignatures(note, answer.body, witness)
-        if answer.status != CONFLICT:
-            break
-        seen = parse_decimal(as_text(answer.body).removesuffix("\n"))
+        seen = parse_decimal(as_text(answer.body).removesuffix("\n")) if answer.status == CONFLICT else old
         if seen > head.size:
             raise RefusedError(
-                f"{head.origin} at size {head.size}, is behind what the witness signed, found size {seen}; not cosigned",
+                f"{head.origin} at size {head.size}, is behind what the witness signed, found {seen}; not cosigned",
                 hint="sign the newest head and ask again; if the log has none so large, it lost entries",
             )
         if seen == old:
             break
         old = seen
+        answer = send(bytes(Request(old, tuple(store.consistency(old, head.size)), note)))
+    if answer.status == SIGNED:
+        return _with_cosignatures(note, answer.body, witness)
     words = f"{answer.status} {answer.body[:200].decode(errors='replace').strip()}"
     if answer.status in {CONFLICT, UNPROVEN}:
         raise VerificationError(
