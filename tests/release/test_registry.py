@@ -21,6 +21,7 @@ PUBLICATION = Publication(
     region="Iceland",
     published=date(2026, 3, 1),
 )
+TOLD = []
 
 
 def released(study, folder):
@@ -31,8 +32,10 @@ def released(study, folder):
 
 @pytest.fixture
 def told(make_study, settings, tmp_path):
-    """Give the claim of a finished run, and its plan."""
-    return released(make_study(settings()), tmp_path)
+    """Give the claim of a finished run, and its plan; both are frozen, so one run does for all tests."""
+    if not TOLD:
+        TOLD.append(released(make_study(settings()), tmp_path))
+    return TOLD[0]
 
 
 @pytest.fixture
