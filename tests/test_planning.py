@@ -265,7 +265,6 @@ def test_a_participant_joins_under_no_plan_that_is_weaker_than_its_settings(make
     study = make_study(settings(privacy={"noise": "distributed"}, cohort={"colluding": 1, "minimum": 3}))
     plan = hubbub.plan(study)
     check_plan(plan, study.settings)
-    parts = {"secagg", "mechanism"}
     changes = {
         name: msgspec.structs.replace(getattr(plan, name), **value)
         if name in {"secagg", "mechanism"} and value
