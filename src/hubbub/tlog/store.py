@@ -96,15 +96,19 @@ class Store:
 
     def root(self, size: int | None = None) -> bytes:
         """The root over the first `size` entries, default all."""
-        return merkle.range_hash(0, self.size if size is None else self._checked(0, size), self._node)
+        size = self.size if size is None else size
+        self._require(size, is_sound=True)
+        return merkle.range_hash(0, size, self._node)
 
     def inclusion(self, index: int, size: int) -> list[bytes]:
         """The proof that entry `index` is among the first `size`."""
-        return merkle.inclusion_proof(index, self._checked(index + 1, size), self._node)
+        self._require(size, is_sound=0 <= index < size)
+        return merkle.inclusion_proof(index, size, self._node)
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         """The proof that the first `new` entries begin with the first `old`."""
-        return merkle.consistency_proof(old, self._checked(old, new), self._node)
+        self._require(new, is_sound=0 <= old <= new)
+        return merkle.consistency_proof(old, new, self._node)
 
     def check(self) -> None:
         """Compute every hash from the entries again.
@@ -138,17 +142,16 @@ class Store:
     def _node(self, level: int, index: int) -> bytes:
         return self.hashes(level, index, index + 1)[0]
 
-    def _checked(self, low: int, size: int) -> int:
-        if not 0 <= low <= size <= self.size or size < 0:
+    def _require(self, size: int, *, is_sound: bool) -> None:
+        if not is_sound or not 0 <= size <= self.size:
             raise InputError(
-                f"{self._database.path}, has {self.size} entries, found a question about size {size}, place {low - 1}",
+                f"{self._database.path}, has {self.size} entries, found a question about others; nothing answered",
                 hint="hubbub log show",
             )
-        return size
 
     def _damaged(self, what: str) -> VerificationError:
         return VerificationError(
-            f"{self._database.path}, must hold entries and hashes as they were appended, found {what} missing or changed",
+            f"{self._database.path}, must hold all as it was appended, found {what} missing or changed",
             hint="restore the log from a copy; heads that others hold tell which copy is right",
         )
 
