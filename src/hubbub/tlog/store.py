@@ -3,6 +3,7 @@
 *Trust:* the file's owner can rewrite it; signed heads that others hold, and witnesses, make that show.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,10 +121,12 @@ class Store:
         size, count = self.size, 0
         for start in range(0, size, _PIECE):
             bodies = self.entries(start, min(start + _PIECE, size))
-            for level, index, hash_ in merkle.grow(edge, start, map(merkle.leaf_hash, bodies)):
-                count += 1
-                if self._node(level, index) != hash_:
-                    raise self._damaged(f"the hash at level {level}, place {index}")
+            nodes = sorted(merkle.grow(edge, start, map(merkle.leaf_hash, bodies)))
+            count += len(nodes)
+            for level, group in itertools.groupby(nodes, key=lambda node: node[0]):
+                _, places, hashes = zip(*group, strict=True)
+                if self.hashes(level, places[0], places[-1] + 1) != list(hashes):
+                    raise self._damaged(f"a hash at level {level}, places {places[0]} to {places[-1]}")
         ((stored,),) = self._database.run("SELECT COUNT(*) FROM node WHERE (idx + 1) << level <= ?", (size,))
         ((beyond,),) = self._database.run("SELECT COUNT(*) FROM node WHERE (idx + 1) << level > ?", (self.size,))
         if stored != count or beyond:
