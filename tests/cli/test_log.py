@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from hubbub.cli import main
 from hubbub.tlog import Store
 from hubbub.tlog.note import parse_note
 from hubbub.tlog.proof import parse_proof
+
+SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "log.md"
 
 
 @pytest.fixture
@@ -117,6 +120,15 @@ def test_an_entry_is_proved_and_verified_without_the_home(home, tmp_path, capsys
     assert "must hold this entry at index 3 of 5" in error
     code, error = refused(capsys, "log", "verify", proof, "--policy", policy)
     assert (code, "must be checked together with its entry" in error) == (2, True)
+
+
+def test_the_specifications_lines_verify_a_proof(home, tmp_path, capsys, monkeypatch):
+    write_policy(capsys, tmp_path)
+    done(capsys, "log", "prove", 3, "--out", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"^```python\n(.*?)^```", SPECIFICATION.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    exec(compile(lines, "log.md", "exec"), {})
+    assert capsys.readouterr().out == "5\n"
 
 
 def test_entries_that_are_not_there_cannot_be_proved(home, capsys, tmp_path):

@@ -1,14 +1,44 @@
 """Logs, keys and witnesses that are the same in every run."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import hubbub
 from hubbub.tlog import Policy, Signer, Store, Witness, sign_checkpoint
 from hubbub.tlog.keys import COSIGNATURE, ED25519
 from hubbub.tlog.policy import majority_policy
 
 ORIGIN = "example.com/log"
+
+
+@pytest.fixture
+def start():
+    """Start a script in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(Path(hubbub.__file__).parents[1])}
+
+    def call(script, *arguments):
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+
+    return call
+
+
+@pytest.fixture
+def race(start):
+    """Run a script in processes that start together, one for each argument; what each printed."""
+
+    def call(script, path, arguments):
+        racers = [start(script, path, argument) for argument in arguments]
+        outputs = [racer.communicate()[0] for racer in racers]
+        assert {racer.returncode for racer in racers} == {0}
+        return outputs
+
+    return call
 
 
 @pytest.fixture

@@ -1,25 +1,17 @@
 """The log on disk: all or nothing, in order, for many processes, and what tampering shows."""
 
-import multiprocessing
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-import hubbub
 from hubbub.errors import BudgetError, InputError, RefusedError, VerificationError
 from hubbub.tlog import Store, merkle, sign_checkpoint
 from hubbub.tlog.checkpoint import parse_checkpoint
 from hubbub.tlog.group import GroupedAppends
 from hubbub.tlog.store import MOST_ENTRY_BYTES
-
-FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def change(store, statement, *values):
@@ -207,21 +199,19 @@ def test_reading_a_changed_entry_is_refused_without_a_check(store):
         log.entries(0, 4)
 
 
-def _appender(path, name, count):
-    log = Store(path)
-    for number in range(count):
-        log.append(lambda size, number=number: [b'{"writer": %d, "number": %d, "at": %d}' % (name, number, size)])
-    log.close()
+APPENDER = """
+import sys
+from pathlib import Path
+from hubbub.tlog import Store
+log = Store(Path(sys.argv[1]))
+for number in range(25):
+    log.append(lambda size: [b'{"writer": %d, "number": %d, "at": %d}' % (int(sys.argv[2]), number, size)])
+"""
 
 
-def test_any_number_of_processes_may_append(tmp_path):
+def test_any_number_of_processes_may_append(tmp_path, race):
     path = tmp_path / "log.db"
-    writers = [FORK.Process(target=_appender, args=(path, name, 25)) for name in range(6)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert {writer.exitcode for writer in writers} == {0}
+    race(APPENDER, path, range(6))
     log = Store(path)
     log.check()
     entries = [eval(body) for body in log.entries()]
@@ -229,6 +219,28 @@ def test_any_number_of_processes_may_append(tmp_path):
     for name in range(6):
         assert [entry["number"] for entry in entries if entry["writer"] == name] == list(range(25))
     log.close()
+
+
+VISITOR = """
+import sys
+from pathlib import Path
+from hubbub.tlog import Store
+Store(Path(sys.argv[1])).close()
+"""
+
+
+def test_a_log_opened_twice_here_keeps_its_locks_against_other_processes(tmp_path, race, body):
+    path = tmp_path / "log.db"
+    one = Store(path)
+    one.append(lambda size: [body(size)])
+    two = Store(path)
+    race(VISITOR, path, [""])
+    assert path.with_name("log.db-wal").exists()  # the other process thought itself the last, and took it away
+    for log in (one, two):
+        log.append(lambda size: [body(size)])
+    assert one.entries() == two.entries() == [body(0), body(1), body(2)]
+    one.close()
+    two.close()
 
 
 KILLED = """
@@ -242,12 +254,9 @@ for turn in range(10_000):
 """
 
 
-def killed_appends(path, seconds):
+def killed_appends(start, path, seconds):
     """Kill a process in the middle of appending; the number of entries that it had been promised."""
-    environment = os.environ | {"PYTHONPATH": str(Path(hubbub.__file__).parents[1])}
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=environment, text=True
-    ) as writer:
+    with start(KILLED, path) as writer:
         promised = writer.stdout.readline()
         time.sleep(seconds)
         writer.send_signal(signal.SIGKILL)
@@ -255,11 +264,11 @@ def killed_appends(path, seconds):
     return max(int(line) for line in lines[:-1] if line.strip())
 
 
-def check_after_kills(path, kills):
+def check_after_kills(start, path, kills):
     for kill in range(kills):
         if kill % 10 == 0:
             path = path.with_name(f"log-{kill}.db")
-        promised = killed_appends(path, 0.003 * (kill % 20))
+        promised = killed_appends(start, path, 0.003 * (kill % 20))
         log = Store(path)
         log.check()
         assert promised <= log.size <= promised + 7
@@ -267,13 +276,13 @@ def check_after_kills(path, kills):
         log.close()
 
 
-def test_a_kill_in_the_middle_of_appends_loses_nothing_that_was_promised(tmp_path):
-    check_after_kills(tmp_path / "log.db", 4)
+def test_a_kill_in_the_middle_of_appends_loses_nothing_that_was_promised(start, tmp_path):
+    check_after_kills(start, tmp_path / "log.db", 4)
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_lose_nothing_that_was_promised(tmp_path):
-    check_after_kills(tmp_path / "log.db", 200)
+def test_two_hundred_kills_lose_nothing_that_was_promised(start, tmp_path):
+    check_after_kills(start, tmp_path / "log.db", 200)
 
 
 def test_waiting_threads_share_commits_and_each_gets_its_own_index(store):
