@@ -115,6 +115,8 @@ def test_the_checkpoints_of_another_implementation_are_read(vectors):
         b"",
         b"a text\n",
         b"a text\n\n",
+        b"\xe2\x80\x94 name AAAAAQI=\n",
+        b"\n\xe2\x80\x94 name AAAAAQI=\n",
         b"a text\n\n\xe2\x80\x94 name AAAAAQI=",
         b"a text\n\n\xe2\x80\x94 name AAAAAQI=\n\xe2\x80\x94 name",
         b"a text\n\n- name AAAAAQI=\n",

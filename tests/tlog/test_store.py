@@ -119,6 +119,29 @@ def test_the_largest_entry_is_kept(store):
     assert log.entries() == [body]
 
 
+def test_a_full_disk_appends_nothing(store, body):
+    log = store(3)
+    log._database.run("PRAGMA max_page_count = 4")
+    with pytest.raises(InputError, match="database or disk is full; nothing recorded"):
+        log.append(lambda size: [body(size + more) for more in range(1000)])
+    assert log.size == 3
+    log._database.run("PRAGMA max_page_count = 1000")
+    log.append(lambda size: [body(size)])
+    log.check()
+
+
+def test_a_transaction_that_sqlite_has_ended_itself_tells_why_it_failed(store):
+    log = store(3)
+
+    def decide(size):
+        log._database.run("ROLLBACK")  # as SQLite does after an input or output error
+        raise BudgetError("the reason", hint="none")
+
+    with pytest.raises(BudgetError, match="the reason"):
+        log.append(decide)
+    assert not log.is_writing
+
+
 def test_a_checkpoint_is_of_what_is_committed(store, body, key):
     log = store(3)
     head = parse_checkpoint(sign_checkpoint(log, key()).text)
@@ -135,19 +158,25 @@ def test_a_checkpoint_is_of_what_is_committed(store, body, key):
 
 def test_another_thread_never_sees_what_may_not_come_to_be(store, body, key):
     log, seen = store(3), []
-    looker = threading.Thread(target=lambda: seen.append(parse_checkpoint(sign_checkpoint(log, key()).text).size))
+    lookers = [
+        threading.Thread(target=lambda: seen.append(parse_checkpoint(sign_checkpoint(log, key()).text).size)),
+        threading.Thread(target=lambda: seen.append(log.size)),
+        threading.Thread(target=lambda: seen.append(len(log.entries()))),
+    ]
 
     def decide(size):
         log._database.run("INSERT INTO entry VALUES (?, ?)", (size, body(size)))
-        looker.start()
-        looker.join(0.2)
+        for looker in lookers:
+            looker.start()
+            looker.join(0.1)
         assert seen == []
         raise BudgetError("no", hint="no")
 
     with pytest.raises(BudgetError):
         log.append(decide)
-    looker.join()
-    assert seen == [3]
+    for looker in lookers:
+        looker.join()
+    assert seen == [3, 3, 3]
 
 
 def test_the_file_is_for_its_owner_only(tmp_path):

@@ -150,6 +150,8 @@ def test_a_fork_is_two_signed_roots_at_one_size(store, head, key):
     assert not is_fork(one, grown, key().verifier)
     assert not is_fork(one, Note(other.text, (key("x").sign(other.text),)), key().verifier)
     assert not is_fork(one, other, key("x").verifier)
+    elsewhere = other.text.replace(key().name, "elsewhere")
+    assert not is_fork(one, Note(elsewhere, (key().sign(elsewhere),)), key().verifier)
     assert parse_checkpoint(one.text).size == 4
 
 

@@ -1,6 +1,8 @@
 """The witness's state machine: every status, and what it never does whatever it is sent."""
 
 import base64
+import sqlite3
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -81,6 +83,13 @@ def test_403_unless_a_trusted_key_signed_and_none_is_forged(grown, witness, key)
     assert one.add_checkpoint(request(log, Note(heads[3].text, (other, *heads[3].signatures))), NOW).status == 200
 
 
+def test_403_for_another_known_logs_word_about_this_one(grown, witness, key):
+    (log, heads), other = grown(3), key("other")
+    one = witness(logs=[key().verifier, other.verifier])
+    forged = Note(heads[3].text, (other.sign(heads[3].text),))
+    assert one.add_checkpoint(request(log, forged), NOW).status == 403
+
+
 def test_404_for_a_log_it_does_not_know(grown, witness, key):
     log, heads = grown(3)
     assert witness(logs=[key("another").verifier]).add_checkpoint(request(log, heads[3]), NOW).status == 404
@@ -105,6 +114,9 @@ def test_409_for_a_second_root_at_the_same_size_and_both_heads_are_kept(grown, w
     (evidence,) = one.forks()
     assert (evidence.cosigned, evidence.submitted) == (heads[4], forked[4])
     assert is_fork(evidence.cosigned, evidence.submitted, key().verifier)
+    _, again = grown(4, b"more")
+    assert one.add_checkpoint(request(log, again[4], 4, []), NOW).evidence.submitted == again[4]
+    assert one.forks() == [evidence]
     assert one.add_checkpoint(request(log, heads[4], 4), NOW).status == 200
 
 
@@ -178,6 +190,22 @@ def test_whatever_it_is_sent_it_signs_no_two_heads_of_one_size_and_never_goes_ba
             elif answer.status == 409 and answer.evidence is None:
                 assert answer.body == b"%d\n" % last
         witness.close()
+
+
+def test_what_another_process_signs_meanwhile_is_seen(grown, witness, tmp_path):
+    (log, heads), one, answers = grown(4), witness(), []
+    other = sqlite3.connect(tmp_path / "w1.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asked = threading.Thread(target=lambda: answers.append(one.add_checkpoint(request(log, heads[3]), NOW)))
+    asked.start()
+    asked.join(0.3)
+    assert answers == []
+    row = (parse_checkpoint(heads[4].text).origin, 4, log.root(4), bytes(heads[4]))
+    other.execute("INSERT INTO head VALUES (?, ?, ?, ?)", row)
+    other.execute("COMMIT")
+    other.close()
+    asked.join()
+    assert (answers[0].status, answers[0].body) == (409, b"4\n")
 
 
 RACER = """
