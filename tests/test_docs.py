@@ -60,6 +60,8 @@ def test_each_command_and_option_is_documented(words):
     part = section(page, f"`{command}")
     if words[0] == "budget":
         part += section(page, "Options of all three budget actions")
+    if words[0] == "log":
+        part += section(page, "Options of the log actions on a home")
     for action in parser._actions:
         names = [name for name in action.option_strings if name not in {"-h", "--help"}]
         assert all(f"| `{name}" in part for name in names), names
