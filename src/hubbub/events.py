@@ -132,6 +132,18 @@ class RunFinished(Event, frozen=True, tag="run-finished"):
     model_hash: Released[str]
 
 
+class Proposed(Event, frozen=True, tag="proposed"):
+    """Somebody asks for what needs permission: a signed envelope, valid where it stands in the log."""
+
+    envelope: Public[str]
+
+
+class Decided(Event, frozen=True, tag="decided"):
+    """Somebody approves or denies exactly one proposal's bytes: a signed envelope."""
+
+    envelope: Public[str]
+
+
 AnyEvent = (
     RunStarted
     | ParticipantJoined
@@ -143,6 +155,8 @@ AnyEvent = (
     | RoundFailed
     | Evaluated
     | RunFinished
+    | Proposed
+    | Decided
 )
 
 _decoder = msgspec.json.Decoder(AnyEvent)
