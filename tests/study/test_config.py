@@ -218,14 +218,18 @@ RULES = {
     ),
     "a review after the last round": (
         changed(governance__reviews=[20, 60]),
-        "study: governance.reviews, must be round numbers in ascending order below training.rounds = 60, "
-        "found [20, 60]",
+        (
+            "study: governance.reviews, must be round numbers in ascending order below training.rounds = 60, "
+            "found [20, 60]"
+        ),
         "reviews = [30]",
     ),
     "one review twice": (
         changed(governance__reviews=[20, 20]),
-        "study: governance.reviews, must be round numbers in ascending order below training.rounds = 60, "
-        "found [20, 20]",
+        (
+            "study: governance.reviews, must be round numbers in ascending order below training.rounds = 60, "
+            "found [20, 20]"
+        ),
         "reviews = [30]",
     ),
     "a review of the only round": (

@@ -93,7 +93,7 @@ class RegisterDataset(Act, frozen=True, tag="register-dataset"):
         retention: Last day on which it may exist, in UTC.
         epsilon: The most that may ever be spent.
         delta: At this delta, fixed.
-        version_of: An older dataset whose budget this one shares; empty for a first version.
+        version_of: An older dataset whose budget this one shares; None for a first version.
         is_disjoint: Whether no unit of the older one is in here: then the budget is its own, and a second
             person of the owner must say so too.
     """
@@ -107,7 +107,7 @@ class RegisterDataset(Act, frozen=True, tag="register-dataset"):
     epsilon: Epsilon
     delta: Delta
     unit_column: Annotated[str, Meta(max_length=100)] = ""
-    version_of: DatasetId | Literal[""] = ""
+    version_of: DatasetId | None = None
     is_disjoint: bool = False
 
     @property
@@ -187,7 +187,7 @@ class ProposeStudy(Act, frozen=True, tag="propose-study"):
         terms: What decides over privacy.
         change: "C": full approval. "A", no effect on privacy, and "B", inside what is approved, change the
             study that `changes` names.
-        changes: Id of a fully approved study; empty for "C".
+        changes: Id of a fully approved study; None for "C".
     """
 
     study: Name
@@ -198,7 +198,7 @@ class ProposeStudy(Act, frozen=True, tag="propose-study"):
     purpose: Purpose
     terms: Terms
     change: Literal["A", "B", "C"] = "C"
-    changes: Hash | Literal[""] = ""
+    changes: Hash | None = None
 
     @property
     def subjects(self) -> dict[str, str]:

@@ -125,21 +125,19 @@ def _(act: RegisterDataset, state: State, time: int) -> None:
     if time >= act.ends or not act.purposes:
         found = f"the last day {act.retention}" if act.purposes else "no purpose"
         raise refuse(where, "must have a day ahead and a purpose", found, "--retention 2030-12-31 --purpose research")
-    if act.version_of:
-        _check_version(act, state, time)
+    if act.version_of is not None:
+        _check_version(act, act.version_of, state, time)
     elif act.is_disjoint:
         raise refuse(where, "is disjoint from an older version", "none named", "--version-of DATASET")
 
 
-def _check_version(act: RegisterDataset, state: State, time: int) -> None:
+def _check_version(act: RegisterDataset, older: str, state: State, time: int) -> None:
     """A new version has the old one's owner, and its budget: a new view of old data is not new budget."""
-    check_usable(state, act.version_of, time)
-    where, old = f"dataset {act.dataset}", state.datasets[act.version_of]
+    check_usable(state, older, time)
+    where, old = f"dataset {act.dataset}", state.datasets[older]
     owner, shared = old.registered.organisation, state.budgets[old.account]
     if owner != act.organisation:
-        raise refuse(
-            where, f"must have the owner of {act.version_of}, {owner}", act.organisation, "hubbub dataset list"
-        )
+        raise refuse(where, f"must have the owner of {older}, {owner}", act.organisation, "hubbub dataset list")
     if not act.is_disjoint and (found := Budget(act.unit, act.epsilon, act.delta)) != shared:
         raise refuse(
             where, f"shares the {shared}", f"{found}", f"--epsilon {shared.epsilon:g} --delta {shared.delta:g}"
@@ -171,18 +169,18 @@ def _(act: ProposeStudy, state: State, time: int) -> None:
     for dataset in act.data:
         check_usable(state, dataset, time)
         check_purpose(state, dataset, act.purpose)
-    if (act.change == "C") != (not act.changes):
+    if (act.change == "C") != (act.changes is None):
         raise refuse(where, "names the study it changes in class A or B only", f"class {act.change}", "--changes ID")
-    if act.change != "C":
-        _check_change(act, state, time)
+    if act.changes is not None:
+        _check_change(act, act.changes, state, time)
 
 
-def _check_change(act: ProposeStudy, state: State, time: int) -> None:
+def _check_change(act: ProposeStudy, changes: str, state: State, time: int) -> None:
     """A claimed class must be true of everything that can be seen here; runs are held to the terms."""
-    where, case = f"study {act.study}", state.cases.get(act.changes)
+    where, case = f"study {act.study}", state.cases.get(changes)
     base = case.act if case else None
     if case is None or not isinstance(base, ProposeStudy) or base.changes or state.standing(case, time) != "in force":
-        raise refuse(where, "must change a fully approved study in force", act.changes[:16], "propose it in class C")
+        raise refuse(where, "must change a fully approved study in force", changes[:16], "propose it in class C")
     is_same = (act.study, act.code_hash, act.purpose) == (base.study, base.code_hash, base.purpose)
     if act.change == "A":
         fits = act.terms == base.terms and act.data == base.data

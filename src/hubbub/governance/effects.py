@@ -69,8 +69,8 @@ def _end(state: State, key: str, time: int, reason: Literal["rotated", "left", "
 @take_effect.register
 def _(act: RegisterDataset, state: State, case: Case, time: int) -> None:
     del case, time
-    shares = act.version_of and not act.is_disjoint
-    account = state.datasets[act.version_of].account if shares else act.dataset
+    older = None if act.is_disjoint else act.version_of
+    account = act.dataset if older is None else state.datasets[older].account
     state.datasets[act.dataset] = Dataset(act, account)
     state.budgets.setdefault(account, Budget(act.unit, act.epsilon, act.delta))
 

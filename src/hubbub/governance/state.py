@@ -215,7 +215,7 @@ class State:
                 absent = [card for card in case.act.cards if card.name not in have]
                 needed += [Missing(card.name, card.organisation, 1) for card in absent]
             elif role != selector:
-                for owner in sorted(self.touched(case.act)):
+                for owner in sorted(self.touched(case.act)) or [""]:  # nobody owns it: nobody can approve
                     people = len({card.name for card in signed if card.organisation == owner})
                     needed += [Missing(role, owner, count - people)] * (people < count)
             else:
