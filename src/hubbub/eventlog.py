@@ -2,22 +2,20 @@
 
     state = reduce(apply, events, start)
 
-Ledger and governance are folds over this one list; there is no second store that could drift from it. Writers
-in any number of processes are serialised by SQLite: what is decided is decided on the newest state, and what
-is appended is durable when `append` returns.
+Ledger and governance are folds over this one list; there is no second store that could drift from it. It is a
+transparency log (`tlog`), one event an entry: writers in any number of processes are serialised, what is
+decided is decided on the newest state, and what is appended is durable when `append` returns.
 
-*Trust:* whoever can write this file can write anything from then on; it stays with its owner.
+*Trust:* whoever can write this file can write anything from then on; rewriting what a witness has cosigned
+shows.
 """
 
-import os
-import sqlite3
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from hubbub.errors import InputError
 from hubbub.events import AnyEvent, decode_event, encode_event
+from hubbub.tlog import Store
 
 
 @runtime_checkable
@@ -39,26 +37,19 @@ class EventLog:
         path: SQLite file; made, readable by its owner only, where there is none.
 
     Raises:
-        InputError: The file is no event log.
+        InputError: The file is no log.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.store = Store(path)
         self._folds: dict[type, tuple[Any, int]] = {}
         self._noted: list[AnyEvent] = []
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        with self._named_errors():
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS entry (id INTEGER PRIMARY KEY, body BLOB NOT NULL)")
 
     def close(self) -> None:
         """Write what was noted, and close the file."""
-        if self._noted:
-            self.append(lambda: ())
-        self._database.close()
+        self.flush()
+        self.store.close()
 
     def append(self, decide: Callable[[], Sequence[AnyEvent]]) -> list[AnyEvent]:
         """Decide on the newest state and append what was decided, all or nothing, in one transaction.
@@ -70,54 +61,37 @@ class EventLog:
         Returns:
             The events, durable.
         """
-        with self._named_errors():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._insert(self._noted)
-                events = list(decide())
-                self._insert(events)
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                self._folds.clear()
-                raise
-            self._database.execute("COMMIT")
-        self._noted = []
+        events: list[AnyEvent] = []
+
+        def bodies(_size: int) -> list[bytes]:
+            events.extend(decide())
+            return [encode_event(event) for event in (*self._noted, *events)]
+
+        self.store.append(bodies)
+        self._noted.clear()
         return events
 
     def note(self, *events: AnyEvent) -> None:
-        """Add events that nothing is decided on; they are written before the next append, or on closing.
+        """Add events on which nothing is ever decided; they are written with the next append, before its own.
 
         So a round costs one write to disk, its charge's; what it released follows with the next.
         """
         self._noted += events
 
+    def flush(self) -> None:
+        """Write what was noted."""
+        if self._noted:
+            self.append(tuple)
+
     def fold(self, kind: type[State]) -> State:
-        """The state that follows from all events: `kind()`, then each applied once."""
-        with self._named_errors():
-            state, after = self._folds.get(kind) or (kind(), 0)
-            rows = self._database.execute("SELECT id, body FROM entry WHERE id > ? ORDER BY id", (after,)).fetchall()
-            for identity, body in rows:
-                state.apply(decode_event(body))
-                after = identity
-            self._folds[kind] = (state, after)
+        """The state that follows from all events that are written: `kind()`, then each applied once."""
+        state, after = self._folds.pop(kind, None) or (kind(), 0)
+        for body in self.store.entries(after):
+            state.apply(decode_event(body))
+            after += 1
+        self._folds[kind] = (state, after)
         return state
 
-    def events(self) -> list[AnyEvent]:
-        """Every event ever appended, in order."""
-        with self._named_errors():
-            rows = self._database.execute("SELECT body FROM entry ORDER BY id").fetchall()
-        return [decode_event(body) for (body,) in rows]
-
-    def _insert(self, events: Sequence[AnyEvent]) -> None:
-        for event in events:
-            self._database.execute("INSERT INTO entry (body) VALUES (?)", (encode_event(event),))
-
-    @contextmanager
-    def _named_errors(self) -> Generator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise InputError(
-                f"{self.path}, must be an event log, {error}; nothing spent",
-                hint="restore it from a copy; a new log would forget what was spent",
-            ) from None
+    def events(self, start: int = 0) -> list[AnyEvent]:
+        """Every event written, in order, from an index on."""
+        return [decode_event(body) for body in self.store.entries(start)]

@@ -151,7 +151,7 @@ def make_plan(study: Study) -> Plan:
         dimension=lock.parameters,
         slots=tuple(lock.slots.values()),
         attempts=rounds + retries,
-        shares=parameters.u_min - parameters.colluding if parameters else 1,
+        shares=parameters.u_min - parameters.colluding if parameters and settings.privacy.epsilon is not None else 1,
     )
     holders = (parameters.neighbours or parameters.n) if parameters else 0
     after_round, total = _epsilons(settings, mechanism, rounds, rounds + retries)
@@ -177,7 +177,7 @@ def make_plan(study: Study) -> Plan:
         slots=lock.slots,
         expected_batch=_expected_batch(mechanism, lock.slots),
         bytes_down_per_round=4 * lock.parameters + OVERHEAD_BYTES * (2 + 4 * holders),
-        bytes_up_per_round=4 * lock.parameters + OVERHEAD_BYTES * (1 + holders),
+        bytes_up_per_round=4 * mechanism.length + OVERHEAD_BYTES * (1 + holders),
         messages_per_round=12 if parameters else 2,
         claims=_claims(mechanism, parameters, total, settings.privacy.delta),
     )
@@ -201,19 +201,19 @@ def _check_sizes(settings: Settings, lock: Lock) -> None:
 
 
 def _secagg(settings: Settings, lock: Lock) -> Parameters | None:
-    """Thresholds under which nobody sees anything but a sum; only distributed noise needs them."""
-    if settings.privacy.noise != "distributed":
+    """Thresholds under which nobody sees anything but a sum; None where sums are made in the clear."""
+    if not settings.privacy.is_masked:
         return None
-    cohort = settings.cohort
+    cohort, is_distributed = settings.cohort, settings.privacy.noise == "distributed"
     parameters = choose(
         len(lock.slots),
         colluding=cohort.colluding,
         dropouts=cohort.dropouts,
-        dimension=lock.parameters,
+        dimension=lock.parameters + (settings.training.weights == "examples"),
         minimum=cohort.minimum,
-        distributed=True,
+        distributed=is_distributed,
     )
-    if parameters.u_min - parameters.colluding < HONEST:
+    if is_distributed and parameters.u_min - parameters.colluding < HONEST:
         raise PlanError(
             f"cohort.minimum, must leave {HONEST} honest noise shares, found {parameters.u_min} of which "
             f"{parameters.colluding} may collude; nothing planned",
@@ -279,7 +279,11 @@ def _claims(
     secret = "which records were drawn stays at the site" if is_example else "cohorts are never published"
     protected = "noise is in every model they see" + (f"; {secret}" if amplified else "")
     server_name = "coordinator"
-    if not mechanism.sigma:
+    if not mechanism.sigma and parameters:
+        server_name = f"coordinator and up to {parameters.colluding} of {parameters.n} participants"
+        server = (None, f"no noise: it sees only sums of at least {parameters.u_min} participants, each exact")
+        others = (None, "no noise: whoever sees the model may learn everything in it")
+    elif not mechanism.sigma:
         server = others = (None, "no noise: whoever sees a sum or the model may learn everything in it")
     elif mechanism.noise == "local":
         server = others = (epsilon, "each participant adds its full noise before anything leaves it")

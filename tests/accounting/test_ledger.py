@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hubbub.accounting.epsilon import rdp_epsilon
 from hubbub.accounting.grants import composed, filter_grant, sandbox_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger
-from hubbub.errors import BudgetError, InputError
+from hubbub.errors import BudgetError, InputError, VerificationError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetReserved, BudgetSettled, encode_event
 
@@ -251,16 +251,16 @@ def test_equal_accounts_are_shown_alike_and_in_order_of_name(ledger):
 def test_a_damaged_ledger_is_one_clear_error(tmp_path):
     path = tmp_path / "log.db"
     path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(InputError, match=r"must be an event log, .*; nothing spent"):
+    with pytest.raises(InputError, match=r"must be a log's database that can be written, .*; nothing recorded"):
         Ledger(EventLog(path))
 
 
 def test_a_ledger_with_a_foreign_entry_is_one_clear_error(ledger):
     database = sqlite3.connect(ledger.log.path)
     with database:
-        database.execute("INSERT INTO entry (body) VALUES (?)", (b'{"event":"budget-charged","run":"x"}',))
+        database.execute("INSERT INTO entry VALUES (0, ?)", (b'{"event":"budget-charged","run":"x"}',))
     database.close()
-    with pytest.raises(InputError):
+    with pytest.raises(VerificationError, match="must hold (all|entries)"):
         ledger.accounts()
 
 

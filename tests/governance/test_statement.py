@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from hubbub.errors import InputError
 from hubbub.governance import decide, propose, read
-from hubbub.governance.acts import AnyAct, OpenIncident, StopRun, terms_of
+from hubbub.governance.acts import _FREE, AnyAct, OpenIncident, StopRun, terms_of
 from hubbub.governance.envelope import seal
-from hubbub.study.config import read_settings
+from hubbub.study.config import Settings, read_settings
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 ACT = OpenIncident(severity="S2", summary="a disk is lost")
@@ -122,7 +122,7 @@ def test_terms_say_what_the_study_says(settings):
 @pytest.mark.parametrize(
     "change",
     [
-        {"training": {"rounds": 3, "learning_rate": 0.5}},
+        {"training": {"rounds": 3, "learning_rate": 0.5, "momentum": 0.5}},
         {"sampling": {"probability": 0.25}},
         {"success": {"accuracy": 0.9}},
         {"speed": {"workers": 2}},
@@ -150,10 +150,20 @@ def test_a_change_inside_the_envelope_stays_within_the_terms(settings, change):
         {"cohort": {"participants": "fixed", "size": 2}},
         {"cohort": {"colluding": 0}},
         {"governance": {"reviews": [2]}},
+        {"training": {"algorithm": "local-dp-sgd"}, "privacy": {"noise": "local"}},
     ],
 )
 def test_a_change_of_what_decides_over_privacy_leaves_the_terms(settings, change):
     assert not terms(settings, **change).within(terms(settings))
+
+
+def test_a_setting_that_nobody_thought_of_needs_full_approval(settings):
+    free = {(table, key) for table, keys in _FREE.items() for key in keys}
+    known = {
+        (table.name, key) for table in msgspec.structs.fields(Settings) for key in table.type.__struct_fields__
+    }
+    assert free < known
+    assert {("training", "algorithm"), ("training", "weights"), ("privacy", "sums"), ("attack", "release")} <= known - free
 
 
 def test_a_larger_delta_leaves_the_terms(settings):

@@ -81,7 +81,15 @@ def test_its_own_kind_of_message_is_refused(site):
         participant.receive(answer, learner)
 
 
-@pytest.mark.parametrize(("round_number", "attempt"), [(2, 1), (1, 5), (2, 2), (0, 1), (3, 0), (5, 1)])
+@pytest.mark.parametrize(("round_number", "attempt"), [(0, 1), (5, 1), (3, 0), (3, 4)])
+def test_no_attempt_is_answered_that_the_plan_does_not_have(site, round_number, attempt):
+    participant, plan, learner, charged = site()
+    with pytest.raises(RoundError, match="must be asked for one of 4 rounds and 2 retries, found round"):
+        participant.receive(opened(plan, learner, round_number=round_number, attempt=attempt), learner)
+    assert charged == []
+
+
+@pytest.mark.parametrize(("round_number", "attempt"), [(2, 1), (1, 3), (2, 2)])
 def test_an_attempt_is_answered_once_and_in_order(site, round_number, attempt):
     participant, plan, learner, charged = site()
     participant.receive(opened(plan, learner, round_number=2, attempt=2), learner)

@@ -151,6 +151,19 @@ def second_u_same_session():
     return world, world.learnt(VICTIM)
 
 
+def misrouted():
+    """A relay first gives the victim what was written to another, so that it drops out and blames the coordinator."""
+    world = World(5)
+    for stage in ("masked", "consent"):
+        messages = world.play("masked") if stage == "masked" else world.advance()
+        world.ask({VICTIM: messages["site-01"]})
+        world.take(world.ask(messages))
+        world.ask({VICTIM: messages["site-01"]})
+    world.take(world.ask(world.advance()))
+    world.advance()
+    return world, world.clients[VICTIM].evidence != [] or VICTIM not in world.server.survivors
+
+
 # --- adverts, dealings, headers ---
 
 
@@ -417,7 +430,7 @@ ATTACKS = {
         isolate_by_dropouts, sum_of_few, two_survivor_sets, pool_stuffing, forged_consents, second_u_same_session,
         two_advert_lists, hidden_sharers, impersonation, other_model, crafted_model, key_copy, shrink_cohort,
         one_organisation, without_the_pinned, frame_dealer, small_threshold, forged_open, retry_then_differ,
-        resend_lost_reply, crash_after_masked, direction_reuse, both_shares, bad_dealer_bad_holder,
+        misrouted, resend_lost_reply, crash_after_masked, direction_reuse, both_shares, bad_dealer_bad_holder,
     )
 }  # fmt: skip
 
@@ -477,6 +490,14 @@ def test_second_u_same_session():
     for name in world.names[1:]:
         assert world.clients[name].evidence[0].messages == (world.first[name], world.second[name])
     assert world.spy.is_one_kind_each
+    assert world.is_exact(world.server.total)
+
+
+def test_misrouted():
+    world, succeeded = misrouted()
+    assert not succeeded
+    assert {name: len(said) for name, said in world.refusals.items()} == {VICTIM: 4}
+    assert refused(world, "takes messages that were written to it, found one to 'site-01'", VICTIM)
     assert world.is_exact(world.server.total)
 
 

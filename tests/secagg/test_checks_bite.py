@@ -29,7 +29,7 @@ def passes(*_args, **_kwargs):
 
 
 def answer_anew(self, held, envelope, _data):
-    return self._answer(held, envelope)
+    return self._answer(held, messages.read(client._BODIES.get(envelope.kind, messages.Close), envelope.body))
 
 
 def hold_any(self, _stage, _call):
@@ -53,6 +53,7 @@ BITES = {
     (Checks, "_check_stage", hold_any): {"retry_then_differ"},
     (Client, "_again", answer_anew): {"second_u_same_session", "resend_lost_reply"},
     (messages, "_read_part", read_what_fits): {"both_shares"},
+    (Checks, "_check_receiver", passes): {"misrouted"},
     (client, "share_key", key_of_both): {"direction_reuse"},
     (Checks, "_check_signature", passes): {"impersonation", "other_model", "forged_consents"},
     (Checks, "_check_advert_signatures", passes): {"other_model"},

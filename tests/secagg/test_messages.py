@@ -20,10 +20,10 @@ SAMPLES = [
     messages.Advert("site", bytes(32), bytes(32), bytes(32)),
     messages.Adverts((signed, signed)),
     messages.Leaves((leaf,)),
-    messages.Deliver((signed,), (messages.Delivered(leaf, (bytes(32), bytes(32))), messages.Delivered(leaf, ()))),
+    messages.Deliver("u", (signed,), (messages.Delivered(leaf, (bytes(32), bytes(32))), messages.Delivered(leaf, ()))),
     messages.Header("site", bytes(32), bytes(32), bytes(32), 2**64 - 1, ("one", "zwölf")),
     messages.Unmask("site", bytes(32), (b"", b"share")),
-    messages.Survivors(b"\x07", bytes(32), ()),
+    messages.Survivors("u", b"\x07", bytes(32), ()),
 ]
 
 

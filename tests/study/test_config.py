@@ -114,10 +114,7 @@ def test_each_unit_has_a_study_that_is_accepted(document):
 RULES = {
     "distributed noise over a part of the roster": (
         changed(privacy__noise="distributed", cohort__participants="fixed", cohort__size=3),
-        (
-            "study: cohort.participants, distributed noise needs a sum over the whole roster, "
-            "found participants = 'fixed'"
-        ),
+        ("study: cohort.participants, masked sums are over the whole roster, found participants = 'fixed'"),
         'participants = "everyone", or noise = "server"',
     ),
     "distributed noise without anybody curious": (

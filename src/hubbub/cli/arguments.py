@@ -19,12 +19,13 @@ a study, from nothing to a model:
   hubbub plan my-study         what it will cost, and who must be trusted
   hubbub run my-study          train under the plan
   hubbub budget show           what the datasets have spent
+  hubbub log show              what happened, provably
 """
 
 _CODES = "exit codes: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed"
 
 
-COMMANDS = ("new", "check", "plan", "run", "budget")
+COMMANDS = ("new", "check", "plan", "run", "budget", "log")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,6 +71,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     _add_study_commands(commands)
     _add_budget_commands(commands)
+    _add_log_commands(commands)
     return parser
 
 
@@ -137,10 +139,7 @@ def _add_budget_commands(commands: Any) -> None:
     grant = _add(actions, "grant", "allow datasets to spend more", _lazy("budget", "grant"))
     history = _add(actions, "history", "list everything the ledger holds, in order", _lazy("budget", "history"))
     for parser in (show, grant, history):
-        parser.add_argument(
-            "--home", metavar="DIR", help="folder of the ledger (default: HUBBUB_HOME, or .hubbub here)"
-        )
-        parser.add_argument("--study", metavar="STUDY", help="use the ledger beside this study")
+        _add_home(parser, "ledger")
     for parser in (show, history):
         parser.add_argument("--json", action="store_true", help="print for a machine")
     grant.add_argument("datasets", metavar="DATASET", nargs="+", help="name, or a pattern such as 'hospital-*'")
@@ -159,3 +158,41 @@ def _add_budget_commands(commands: Any) -> None:
         default=[],
         help="make a schedule: exactly this plan is admitted, once for each time it is named",
     )
+
+
+def _add_home(parser: _Parser, what: str) -> None:
+    parser.add_argument("--home", metavar="DIR", help=f"folder of the {what} (default: HUBBUB_HOME, or .hubbub here)")
+    parser.add_argument("--study", metavar="STUDY", help=f"use the {what} beside this study")
+
+
+def _add_log_commands(commands: Any) -> None:
+    log = commands.add_parser(
+        "log", help="what happened, provably", epilog=_CODES, description="What happened, provably."
+    )
+    actions = log.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
+
+    show = _add(actions, "show", "show the log's head, key and last entries", _lazy("log", "show"))
+    show.add_argument("--last", type=int, default=10, metavar="N", help="how many entries (default: 10)")
+    show.add_argument("--check", action="store_true", help="compute every hash from the entries again")
+    show.add_argument("--json", action="store_true", help="print for a machine")
+
+    prove = _add(actions, "prove", "write an entry and the proof that it is in the log", _lazy("log", "prove"))
+    prove.add_argument("index", type=int, metavar="INDEX", help="number of the entry, from 0")
+    prove.add_argument("--out", metavar="DIR", default=".", help="folder for INDEX.json and INDEX.tlog-proof")
+
+    export = _add(
+        actions, "export", "write the log as static files that a web server can serve", _lazy("log", "export")
+    )
+    export.add_argument("folder", metavar="DIR", help="folder to write to")
+
+    witness = _add(actions, "witness", "have a witness cosign the log's head", _lazy("log", "witness"))
+    witness.add_argument("folder", metavar="DIR", help="the witness's own folder: its key and what it has signed")
+
+    verify = _add(actions, "verify", "check a proof or a checkpoint offline", _lazy("log", "verify"))
+    verify.add_argument("file", metavar="FILE", help="a proof (.tlog-proof) or a checkpoint")
+    verify.add_argument("--policy", required=True, metavar="FILE", help="which logs and whose cosignatures count")
+    verify.add_argument("--entry", metavar="FILE", help="the entry that a proof is about")
+    verify.add_argument("--fresh", type=float, metavar="HOURS", help="count only cosignatures at most so old")
+
+    for parser in (show, prove, export, witness):
+        _add_home(parser, "log")

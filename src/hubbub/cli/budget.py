@@ -62,13 +62,18 @@ def _planned(study: str) -> BudgetReserved:
 
 
 def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
-    beside = Path(options.study) if options.study else None
-    if beside is not None and beside.is_file():
-        beside = beside.parent
-    home = Path(options.home) if options.home else home_folder(beside)
+    home = chosen_home(options)
     if must_exist and not (home / LOG).exists():
         raise InputError(
             f"{home}, must hold an event log, found none: nothing was ever granted or run there",
             hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
         )
     return open_log(home)
+
+
+def chosen_home(options: argparse.Namespace) -> Path:
+    """The home that `--home`, `--study` or HUBBUB_HOME names."""
+    beside = Path(options.study) if options.study else None
+    if beside is not None and beside.is_file():
+        beside = beside.parent
+    return Path(options.home) if options.home else home_folder(beside)

@@ -91,10 +91,11 @@ def plan(plan: Plan) -> None:
 def _thresholds(plan: Plan, parameters: Parameters) -> str:
     graph = f"{parameters.neighbours} holders chosen by each" if parameters.neighbours else "everybody holds shares"
     factor = math.sqrt(parameters.n / plan.mechanism.shares)
+    noise = f"noise {factor:.2f} times the coordinator's if all answer" if plan.mechanism.sigma else "no noise"
     return (
         f"secure aggregation, {graph}, k {parameters.neighbours}, t {parameters.threshold}, U_min {parameters.u_min}, "
         f"n_min {parameters.n_min}, c {parameters.colluding}; survives {parameters.survives} dropouts; "
-        f"noise {factor:.2f} times the coordinator's if all answer"
+        f"{noise}"
     )
 
 

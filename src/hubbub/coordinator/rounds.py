@@ -68,7 +68,7 @@ class Coordinator:
         self._step = ServerStep(plan, settings.training)
         self._randomness = randomness
         self._make_sum = make_sum
-        self._sum: Sum = PlainSum((), dimension=plan.mechanism.dimension, minimum=plan.minimum)
+        self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)
         self._failure: str | None = None
 
     @property
@@ -116,7 +116,7 @@ class Coordinator:
         sampler = self._plan.mechanism.participants
         cohort = sampler.select(online, self._randomness)
         minimum = 0 if sampler.is_secret else self._plan.minimum
-        return PlainSum(cohort, dimension=self._plan.mechanism.dimension, minimum=minimum)
+        return PlainSum(cohort, dimension=self._plan.mechanism.length, minimum=minimum)
 
     @property
     def _address(self) -> dict[str, Any]:

@@ -17,25 +17,29 @@ class ServerStep:
     """The server's optimiser: SGD on the released mean, with momentum.
 
     For dp-sgd the mean is a gradient over the *expected* batch; for the fedavg family it is the mean
-    update over the expected cohort. Dividing by what was really drawn would publish its size.
+    update over the expected cohort. Dividing by what was really drawn would publish its size. Only where the
+    study adds no noise and weighs by examples is the sum divided by the weight that came with it.
     """
 
     def __init__(self, plan: Plan, training: Training) -> None:
-        self._divisor = plan.mechanism.scale * plan.expected_batch
+        self._scale = plan.mechanism.scale
+        self._batch = plan.expected_batch
+        self._heaviest = sum(plan.slots.values()) if plan.mechanism.largest_weight else 0
         is_gradient = training.algorithm == "dp-sgd"
         self._rate = -training.learning_rate if is_gradient else training.server_learning_rate
         self._momentum = training.momentum
         self._velocity = np.zeros(plan.mechanism.dimension)
 
     def move(
-        self, parameters: Float32[np.ndarray, " params"], released: Int64[np.ndarray, " params"]
+        self, parameters: Float32[np.ndarray, " params"], released: Int64[np.ndarray, " length"]
     ) -> tuple[Float32[np.ndarray, " params"], float]:
         """Return the next parameters and the L2 norm of the step that led there.
 
         Raises:
-            RoundError: The step leaves the range of float32.
+            RoundError: The step leaves the range of float32, or the weights are none that the plan has.
         """
-        mean: Float[np.ndarray, " params"] = released / self._divisor
+        total, batch = (released[:-1], self._weight(int(released[-1]))) if self._heaviest else (released, self._batch)
+        mean: Float[np.ndarray, " params"] = total / (self._scale * batch)
         self._velocity = self._momentum * self._velocity + mean
         step = self._rate * self._velocity
         with np.errstate(over="ignore"):
@@ -46,3 +50,11 @@ class ServerStep:
                 hint="lower training.learning_rate or training.server_learning_rate",
             )
         return moved, float(np.linalg.norm(step))
+
+    def _weight(self, weight: int) -> float:
+        if not 0 <= weight <= self._heaviest:
+            raise RoundError(
+                f"weights, must add up to 0 to {self._heaviest} examples, found {weight}; the model stays as it was",
+                hint="a participant sent more than its slots",
+            )
+        return float(max(weight, 1))  # of nobody's examples the sum is zero

@@ -86,7 +86,7 @@ def elided(plan: Plan) -> MakeSum:
     """Sums in the clear in place of secure ones: the same bits, and whoever runs this sees every vector."""
 
     def make_sum(_round: int, _attempt: int, _model: bytes) -> Sum:
-        return PlainSum(tuple(plan.slots), dimension=plan.mechanism.dimension, minimum=plan.minimum)
+        return PlainSum(tuple(plan.slots), dimension=plan.mechanism.length, minimum=plan.minimum)
 
     return make_sum
 

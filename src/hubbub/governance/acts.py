@@ -149,17 +149,32 @@ class Terms(Frozen, frozen=True):
         return same == approved and less and self.delta <= approved.delta
 
 
-_FREE = {"training", "sampling", "success", "speed"}
-"""Tables that a change of class A or B may touch: what they do to privacy is in epsilon."""
+_FREE = {
+    "study": {"seed"},
+    "privacy": {"epsilon", "delta", "retries"},
+    "sampling": {"examples", "probability"},
+    "training": {
+        "rounds",
+        "learning_rate",
+        "server_learning_rate",
+        "momentum",
+        "local_epochs",
+        "local_steps",
+        "batch_size",
+    },
+    "success": {"accuracy", "loss"},
+    "speed": {"workers", "secagg"},
+}
+"""All that a change of class A or B may touch: what it does to privacy is in epsilon."""
 
 
 def terms_of(settings: Settings, *, minimum: int) -> Terms:
     """The terms of a study whose plan accepts at least `minimum` contributions."""
-    tables: dict[str, Any] = msgspec.to_builtins(settings)
-    rest = {name: dict(table) for name, table in tables.items() if name not in _FREE}
-    for table, key in (("study", "seed"), ("privacy", "epsilon"), ("privacy", "delta"), ("privacy", "retries")):
-        del rest[table][key]
-    privacy = settings.privacy
+    tables: dict[str, dict[str, Any]] = msgspec.to_builtins(settings)
+    rest = {
+        name: {key: value for key, value in table.items() if key not in _FREE.get(name, ())}
+        for name, table in tables.items()
+    }
     return Terms(
         unit=privacy.unit,
         noise=privacy.noise,

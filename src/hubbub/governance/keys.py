@@ -20,7 +20,7 @@ from hubbub.errors import InputError, RefusedError
 from hubbub.governance.envelope import is_signed, key_id, pae
 
 Role = Literal["data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node"]
-Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9.-]{0,62}\Z")]
+Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
 Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 SIGNATURE = r"\A[0-9a-f]{128}\Z"
 CARD = "application/vnd.hubbub.card+json"
@@ -140,7 +140,7 @@ def new_keys(name: str, *, organisation: str, role: Role) -> Keys:
         unsigned = msgspec.convert(fields | public, Card)
     except msgspec.ValidationError as error:
         raise InputError(
-            f"card of {name!r}, must name a holder in lower case letters, digits, hyphens and dots, "
+            f"card of {name!r}, must name a holder in letters, digits, hyphens, dots and underscores, "
             f"{str(error).partition(' matching')[0]}; no key made",
             hint="hubbub keys new ana --organisation clinic-1 --role data-owner",
         ) from None

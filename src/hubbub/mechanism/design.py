@@ -45,6 +45,8 @@ def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts
         PlanError: No integer scale fits the ring with this noise.
     """
     draft = _draft(settings, dimension, shares)
+    if settings.training.weights == "examples":
+        draft = msgspec.structs.replace(draft, largest_weight=max(slots))
     noise_multiplier = 0.0
     if settings.privacy.epsilon is not None:
         h = discrete_cost(draft, attempts)
@@ -55,7 +57,12 @@ def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts
         )
     senders = draft.participants.size(len(slots))
     batch = max(draft.examples.largest_batch(count) for count in slots)
-    return _fit(draft, noise_multiplier, senders=senders, batch=batch)
+    return _fit(
+        draft,
+        noise_multiplier,
+        senders=senders,
+        batch=max(draft.largest_weight, 1) if draft.unit == "client" else batch,
+    )
 
 
 def discrete_cost(mechanism: Mechanism, attempts: int) -> float:
@@ -106,7 +113,7 @@ def _fit(draft: Mechanism, noise_multiplier: float, *, senders: int, batch: int)
         sigma = _share(whole, draft.shares)
         added = math.sqrt(senders) if draft.noise in {"local", "distributed"} else 1.0
         room = HALF_RING - 1 - math.ceil(TAIL * sigma * added)
-        largest = one if draft.unit == "client" else batch * (one + 1)
+        largest = batch * one if draft.unit == "client" else batch * (one + 1)
         if draft.noises_steps:
             room, largest = HALF_RING - 1, (HALF_RING - 1) // senders
         if sigma <= LARGEST_SIGMA and senders * largest <= room:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64, UInt32
 
 from hubbub.accounting.discrete import effective_noise_multiplier
 from hubbub.cohort import ExampleSampler, ParticipantSampler
+from hubbub.errors import RoundError
 from hubbub.events import EventDocument
 from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors, clip_update
 from hubbub.mechanism.discrete_gaussian import discrete_gaussian
@@ -33,6 +34,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         sigma: Integer standard deviation of the noise that one sender adds; 0 without noise.
         shares: Independent noises of `sigma` that every released sum holds at least: with distributed noise
             the fewest survivors less those who may collude, each of whom can subtract its own; else 1.
+        largest_weight: Most that one participant's update may count for; 0: all count alike, and no weight is sent.
         steps: Noised releases per round and participant (local steps of local-dp-sgd, else 1).
         noises_steps: Whether each local step adds its own noise, so that the result is released already.
         examples: Sampler of examples.
@@ -52,10 +54,16 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     largest: int
     sigma: int
     shares: int = 1
+    largest_weight: int = 0
     steps: int
     noises_steps: bool
     examples: ExampleSampler
     participants: ParticipantSampler
+
+    @property
+    def length(self) -> int:
+        """Coordinates of the one vector that a participant sends: the parameters, and its weight where there is one."""
+        return self.dimension + bool(self.largest_weight)
 
     @property
     def sensitivity(self) -> float:
@@ -104,6 +112,25 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         """Integers of one clipped update; see `encode.encode_update`."""
         return encode_update(clipped, self.scale, self.max_norm)
 
+    def weigh(self, values: Int64[np.ndarray, " params"], weight: int) -> Int64[np.ndarray, " length"]:
+        """Multiply an update by its weight and send that along as one more coordinate; without weights, as it is.
+
+        Guarantees:
+            None of privacy: weights are for studies without noise. One participant counts for no more than
+            `largest_weight`.
+
+        Raises:
+            RoundError: The weight is above the bound.
+        """
+        if not self.largest_weight:
+            return values
+        if not 0 <= weight <= self.largest_weight:
+            raise RoundError(
+                f"weight, must be 0 to {self.largest_weight}, found {weight}; nothing sent",
+                hint="the bound is the largest number of slots in the plan",
+            )
+        return np.append(values * weight, weight)
+
     def encode_sum(self, total: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
         """Integers of one microbatch's clipped gradient sum; see `encode.encode_sum`."""
         return encode_sum(total, self.scale, self.largest)
@@ -122,7 +149,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
             return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
         return values + discrete_gaussian(self.sigma, values.size, randomness)
 
-    def send(self, values: Int64[np.ndarray, " params"], randomness: Randomness) -> UInt32[np.ndarray, " params"]:
+    def send(self, values: Int64[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
 
         Guarantees:
@@ -134,7 +161,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         owes_noise = self.noise in {"local", "distributed"} and not self.noises_steps
         return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
 
-    def release(self, total: UInt32[np.ndarray, " params"], randomness: Randomness) -> Int64[np.ndarray, " params"]:
+    def release(self, total: UInt32[np.ndarray, " length"], randomness: Randomness) -> Int64[np.ndarray, " length"]:
         """The integer sum that a round releases: noised here if the coordinator owes the noise."""
         exact = from_ring(total)
         return self.noised(exact, randomness) if self.noise == "server" else exact

@@ -3,10 +3,11 @@
 Rules it enforces, in this order:
 
 1. a message belongs to this run and this plan;
-2. (round, attempt) only ever grows, so no noise and no sample is asked for twice;
+2. (round, attempt) is one that the plan has and only ever grows, so no noise and no sample is asked for twice;
 3. the charge for (run, round, attempt) is durable *before* the contribution exists;
 4. what is sent is clipped, encoded and noised where this side owes noise; nothing else leaves;
-5. with distributed noise it leaves masked, in a session that `secagg.Client` has checked.
+5. where sums are masked it leaves masked, in a session that `secagg.Client` has checked;
+6. without noise, one masked vector per round: two sums of one round differ by somebody's exact contribution.
 
 What it does never depends on its records: no slot, an empty batch and a NaN all end in a contribution of
 the same length.
@@ -97,6 +98,7 @@ class Participant:
         self._own_session = own_session
         self._parameters: Float32[np.ndarray, " params"] | None = None
         self._mark = (0, 0)
+        self._sent = set[int]()
 
     def receive(self, data: bytes, learner: Learner) -> bytes | None:
         """Answer one message of the coordinator; None where it needs no answer.
@@ -122,12 +124,14 @@ class Participant:
 
     def _open(self, opened: RoundOpened, learner: Learner) -> bytes | None:
         attempt = (opened.round_number, opened.attempt)
+        self._check_planned(*attempt)
+        self._check_difference(opened.round_number)
         parameters = unpack_parameters(opened.parameters, self._plan.mechanism.dimension)
         if self._client is not None and self._own_session is not None:
             reply = self._client.open(opened.payload, self._own_session(*attempt, opened.parameters))
             self._mark, self._parameters = attempt, parameters
             return reply
-        if attempt <= self._mark or opened.attempt < 1 or opened.round_number > self._plan.rounds:
+        if attempt <= self._mark:
             raise RoundError(
                 f"{self.name}, must be asked for each attempt once and in order, found round {attempt[0]} "
                 f"attempt {attempt[1]} after {self._mark}; nothing sent, no budget spent",
@@ -136,6 +140,24 @@ class Participant:
         self._mark = attempt
         self._charge(*attempt)
         return pack_values(self._vector(parameters, learner))
+
+    def _check_planned(self, round_number: int, attempt: int) -> None:
+        """No more sessions than the plan has: each is one more chance for who picks dropouts."""
+        plan = self._plan
+        if not (1 <= round_number <= plan.rounds and 1 <= attempt <= plan.retries + 1):
+            raise RoundError(
+                f"{self.name}, must be asked for one of {plan.rounds} rounds and {plan.retries} retries, "
+                f"found round {round_number} attempt {attempt}; nothing sent, no budget spent",
+                hint="both sides must run the same plan",
+            )
+
+    def _check_difference(self, round_number: int) -> None:
+        if round_number in self._sent and self._settings.privacy.differencing == "refused":
+            raise RoundError(
+                f"{self.name}, sends one masked vector in a round without noise, found round {round_number} again; "
+                "nothing sent",
+                hint='start a new run, or privacy.differencing = "accepted"',
+            )
 
     def _continue(self, message: RoundContinued, learner: Learner) -> bytes | None:
         if self._client is None or self._parameters is None or (message.round_number, message.attempt) != self._mark:
@@ -147,7 +169,10 @@ class Participant:
         if self._client.stage != "training":
             return reply
         self._client.charge()
-        return self._client.mask(self._vector(self._parameters, learner))
+        masked = self._client.mask(self._vector(self._parameters, learner))
+        if not self._plan.mechanism.sigma:
+            self._sent.add(message.round_number)
+        return masked
 
     def _contribution(self, message: RoundOpened | RoundContinued, payload: bytes) -> bytes:
         return encode_message(
@@ -161,13 +186,13 @@ class Participant:
             )
         )
 
-    def _vector(self, parameters: Float32[np.ndarray, " params"], learner: Learner) -> UInt32[np.ndarray, " params"]:
+    def _vector(self, parameters: Float32[np.ndarray, " params"], learner: Learner) -> UInt32[np.ndarray, " length"]:
         """This attempt's one vector: a fresh sample, trained, clipped, encoded, with fresh noise where it is owed."""
         return self._plan.mechanism.send(self._train(parameters, self._mark[0], learner), self._randomness)
 
     def _train(
         self, parameters: Float32[np.ndarray, " params"], round_number: int, learner: Learner
-    ) -> Int64[np.ndarray, " params"]:
+    ) -> Int64[np.ndarray, " length"]:
         mechanism = self._plan.mechanism
         if mechanism.noises_steps:
             return self._private_steps(parameters, learner)
@@ -181,7 +206,7 @@ class Participant:
             # An abort would tell the others something about these records, so only this site is told.
             _site_log.warning("%s trained nothing in round %d: %s", self.name, round_number, error.message)
             update = np.zeros(mechanism.dimension)
-        return mechanism.encode_update(mechanism.clip(update))
+        return mechanism.weigh(mechanism.encode_update(mechanism.clip(update)), int(self._slots.is_real.sum()))
 
     def _gradient_sum(
         self, parameters: Float32[np.ndarray, " params"], learner: Learner

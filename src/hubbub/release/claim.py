@@ -100,7 +100,7 @@ def make_claim(
     return ReleaseClaim(
         format=1,
         federation=SANDBOX,
-        sentence=_sentence(plan, spent, lifetime, start, claims),
+        sentence=_sentence(plan, settings, spent, lifetime, start, claims),
         certifiable=is_certifiable,
         noise_source=start.noise_source,
         secagg=SECAGG[start.secagg],
@@ -174,12 +174,24 @@ def _lifetime(plan: Plan, accounts: Accounts) -> Statement:
     return max(statements, key=lambda line: math.inf if line.epsilon_spent is None else line.epsilon_spent)
 
 
-def _sentence(plan: Plan, spent: float | None, lifetime: Statement, start: RunStarted, claims: Sequence[Claim]) -> str:
+def _sentence(
+    plan: Plan,
+    settings: Settings,
+    spent: float | None,
+    lifetime: Statement,
+    start: RunStarted,
+    claims: Sequence[Claim],
+) -> str:
     unit = "record" if plan.unit == "example" else "participant"
     if spent is None and plan.mechanism.sigma:
         return (
             f"Not certifiable: noise and samples did not come from the operating system's randomness, so they can be "
             f"repeated and taken off. No {unit} is protected against anybody, and this model must not be released."
+        )
+    if spent is None and settings.privacy.differencing == "accepted":
+        return (
+            f"No noise was added, and rounds may be tried again: one participant's exact contribution can come out as "
+            f"the difference of two sums. No {unit} is protected, and this model must not be released."
         )
     if spent is None:
         return f"No noise was added: no {unit} is protected against anybody, and this model must not be released."

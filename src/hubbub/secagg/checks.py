@@ -26,6 +26,7 @@ from hubbub.secagg.messages import (
     Delivered,
     Envelope,
     Header,
+    Part,
     Session,
     Signed,
     is_by,
@@ -152,6 +153,12 @@ class Checks:
     def _check_order(self, held: Held, kind: str) -> None:
         if kind not in (_AWAITED.get(held.stage), "close"):
             raise self._refusal(f"is {held.stage} and takes messages in order", repr(kind), hint="ask in order")
+
+    def _check_receiver(self, message: Part) -> None:
+        """Somebody else's message may have come here by anybody's mistake: it proves nothing and changes nothing."""
+        receiver = getattr(message, "receiver", self.name)
+        if receiver != self.name:
+            raise self._refusal("takes messages that were written to it", f"one to {receiver!r}", hint="send it again")
 
     def _check_stage(self, stage: Stage, call: str) -> Held:
         if self._held is None or self._held.stage != stage:

@@ -11,7 +11,9 @@ only and gone when the session ends, so a second answer to one question cannot e
 memory during a session reads the vector.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -58,6 +60,14 @@ from hubbub.secagg.messages import (
 )
 from hubbub.secagg.parameters import Parameters
 from hubbub.secagg.ring import add_masks, pack
+
+_BODIES: Final[dict[str, type[Part]]] = {
+    "adverts": Adverts,
+    "deliver": Deliver,
+    "survivors": Survivors,
+    "consents": Consents,
+    "close": Close,
+}
 
 Mark = Callable[[int, int, int], None]
 Charge = Callable[[int, int], None]
@@ -153,8 +163,8 @@ class Client(Checks):
     def receive(self, data: bytes) -> bytes | None:
         """Answer one of the messages 1' to 6; None where nothing is to be sent (yet).
 
-        A message that the coordinator signed and that breaks a rule ends the session for this participant:
-        the secrets are erased and the message is evidence.
+        A message that the coordinator signed for this participant and that breaks a rule ends the session for
+        it: the secrets are erased and the message is evidence.
 
         Raises:
             RoundError: The message must not be answered.
@@ -166,12 +176,11 @@ class Client(Checks):
             return self._again(held, envelope, data)
         self._check_order(held, envelope.kind)
         self._check_coordinator(envelope, held.session)
-        try:
-            reply = self._answer(held, envelope)
-        except HubbubError as error:
-            self.evidence.append(Evidence(error.message, (data,)))
-            self.erase()
-            raise
+        with self._ending_at_fault(data):
+            message = read(_BODIES[envelope.kind], envelope.body)
+        self._check_receiver(message)
+        with self._ending_at_fault(data):
+            reply = self._answer(held, message)
         held.answered[envelope.kind] = (data, reply)
         return reply
 
@@ -234,18 +243,30 @@ class Client(Checks):
 
     # --- one step per message ---
 
-    def _answer(self, held: Held, envelope: Envelope) -> bytes | None:
-        match envelope.kind:
-            case "adverts":
-                return self._share(held, read(Adverts, envelope.body))
-            case "deliver":
-                return self._accept(held, read(Deliver, envelope.body))
-            case "survivors":
-                return self._consent(held, read(Survivors, envelope.body))
-            case "consents":
-                return self._unmask(held, read(Consents, envelope.body))
-            case _:
-                return self._end(held, read(Close, envelope.body))
+    def _answer(self, held: Held, message: Part) -> bytes | None:
+        match message:
+            case Adverts():
+                return self._share(held, message)
+            case Deliver():
+                return self._accept(held, message)
+            case Survivors():
+                return self._consent(held, message)
+            case Consents():
+                return self._unmask(held, message)
+            case Close():
+                return self._end(held, message)
+            case _:  # pragma: no cover, `_check_order` lets no other kind through
+                raise AssertionError(message)
+
+    @contextmanager
+    def _ending_at_fault(self, data: bytes) -> Generator[None]:
+        """A signed message that breaks a rule is evidence, and the end of the session."""
+        try:
+            yield
+        except HubbubError as error:
+            self.evidence.append(Evidence(error.message, (data,)))
+            self.erase()
+            raise
 
     def _again(self, held: Held, envelope: Envelope, data: bytes) -> bytes | None:
         """The reply given before, to the same bytes only."""
@@ -253,6 +274,8 @@ class Client(Checks):
         if request == data:
             return reply
         self._check_coordinator(envelope, held.session)
+        if envelope.kind in _BODIES:
+            self._check_receiver(read(_BODIES[envelope.kind], envelope.body))
         self.evidence.append(Evidence(f"two messages {envelope.kind!r} in one session", (request, data)))
         raise self._refusal(f"answers one {envelope.kind!r} in a session", "another, kept as evidence")
 

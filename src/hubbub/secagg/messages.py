@@ -156,6 +156,7 @@ class Delivered(Part, frozen=True):
 class Deliver(Part, frozen=True):
     """Message 2': every dealing, and the leaves that the receiver holds, both in the adverts' order."""
 
+    receiver: str
     dealings: tuple[Signed, ...]
     delivered: tuple[Delivered, ...]
 
@@ -174,6 +175,7 @@ class Header(Part, frozen=True):
 class Survivors(Part, frozen=True):
     """Message 4: who is in the sum (a bitmap over the dealers' order), a salt, and the headers that prove it."""
 
+    receiver: str
     survivors: bytes
     salt: Bytes32
     headers: tuple[Signed, ...]

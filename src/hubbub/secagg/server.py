@@ -282,7 +282,8 @@ class Server:
         places = self._graph.places(dealt)
         self._indices = np.cumsum(self._graph.holders, axis=1) - 1
         messages = {
-            self._names[place]: self._write("deliver", enc(dealings, self._delivered(place))) for place in places
+            self._names[place]: self._write("deliver", enc(self._names[place], dealings, self._delivered(place)))
+            for place in places
         }
         return self._ask_each("masked", messages)
 
@@ -321,13 +322,9 @@ class Server:
         bitmap, salt = agreed.pack_bits(self._members[self._graph.dealt]), self._draw(32)
         self._survivors_hash = agreed.survivors_digest(self._id, self._adverts_hash, self._edges_hash, bitmap, salt)
         messages: dict[str, bytes] = {}
-        written: dict[bytes, bytes] = {}  # on the complete graph all get the same
         for place in self._graph.places(self._members):
-            dealers = self._members & self._graph.holders[:, place]
-            if dealers.tobytes() not in written:
-                body = Survivors(bitmap, salt, self._headers(dealers))
-                written[dealers.tobytes()] = self._write("survivors", body)
-            messages[self._names[place]] = written[dealers.tobytes()]
+            name, headers = self._names[place], self._headers(self._members & self._graph.holders[:, place])
+            messages[name] = self._write("survivors", Survivors(name, bitmap, salt, headers))
         return self._ask_each("consent", messages)
 
     def _choose_survivors(self, sent: Members) -> Members:

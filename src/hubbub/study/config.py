@@ -66,8 +66,15 @@ class Privacy(Frozen, frozen=True):
     epsilon: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     noise_source: Literal["os", "float-simulation"] = "os"
+    sums: Literal["masked", "clear"] | None = None
+    differencing: Literal["refused", "accepted"] = "refused"
     max_norm: Norm = 1.0
     retries: Annotated[int, Meta(ge=0, le=10_000)] | None = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether nobody may see more than a sum: always with distributed noise, where asked for otherwise."""
+        return self.noise == "distributed" or self.sums == "masked"
 
 
 class Cohort(Frozen, frozen=True):
@@ -98,6 +105,7 @@ class Training(Frozen, frozen=True):
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     local_epochs: Count = 1
     local_steps: Count = 1
+    weights: Literal["equal", "examples"] = "equal"
     batch_size: Count = 32
 
 

@@ -15,7 +15,7 @@ def check_rules(settings: Settings, source: str) -> None:
     Raises:
         StudyError: With where, rule, found and a hint.
     """
-    for rules in (_privacy, _cohort, _sampling, _training, _governance):
+    for rules in (_privacy, _sums, _cohort, _sampling, _training, _governance):
         for where, rule, found, hint in rules(settings):
             raise StudyError(f"{source}: {where}, {rule}, found {found}", hint=hint)
 
@@ -23,15 +23,40 @@ def check_rules(settings: Settings, source: str) -> None:
 type_of_rule = Iterator[tuple[str, str, str, str]]
 
 
-def _privacy(settings: Settings) -> type_of_rule:
+def _sums(settings: Settings) -> type_of_rule:
     privacy = settings.privacy
-    if privacy.noise == "distributed" and settings.cohort.participants != "everyone":
+    if privacy.sums == "clear" and privacy.noise == "distributed":
+        yield (
+            "privacy.sums",
+            "must be masked with distributed noise: each vector holds too little",
+            "'clear'",
+            "remove sums",
+        )
+    if privacy.sums == "masked" and privacy.noise not in {"distributed", "none"}:
+        yield (
+            "privacy.sums",
+            "masked sums are for distributed noise, or for none",
+            f"noise = {privacy.noise!r}",
+            'noise = "distributed"',
+        )
+    if privacy.differencing == "accepted" and not (privacy.is_masked and privacy.noise == "none"):
+        yield (
+            "privacy.differencing",
+            "is a question of masked sums without noise only: noise covers every difference",
+            f"noise = {privacy.noise!r}, sums = {privacy.sums!r}",
+            "remove differencing",
+        )
+    if privacy.is_masked and settings.cohort.participants != "everyone":
         yield (
             "cohort.participants",
-            "distributed noise needs a sum over the whole roster",
+            "masked sums are over the whole roster",
             f"participants = {settings.cohort.participants!r}",
             'participants = "everyone", or noise = "server"',
         )
+
+
+def _privacy(settings: Settings) -> type_of_rule:
+    privacy = settings.privacy
     if privacy.noise == "distributed" and settings.cohort.colluding < 1:
         yield (
             "cohort.colluding",
@@ -127,6 +152,13 @@ def _training(settings: Settings) -> type_of_rule:
             f"{training.algorithm!r} protects unit = {unit!r}",
             f"unit = {privacy.unit!r}",
             f"algorithm: {fitting}",
+        )
+    if training.weights == "examples" and (unit, privacy.noise) != ("client", "none"):
+        yield (
+            "training.weights",
+            "'examples' is for unit = 'client' without noise: a weight would be one more thing that data says",
+            f"unit = {unit!r}, noise = {privacy.noise!r}",
+            'weights = "equal"',
         )
     if training.algorithm == "local-dp-sgd" and privacy.noise not in {"local", "none"}:
         yield (

@@ -1,0 +1,187 @@
+"""log show, prove, export, witness, verify."""
+
+import argparse
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hubbub.errors import InputError, VerificationError
+from hubbub.tlog import proof, tiles
+from hubbub.tlog import verify as check
+from hubbub.tlog.checkpoint import parse_checkpoint
+from hubbub.tlog.keys import COSIGNATURE, Verifier, open_key
+from hubbub.tlog.note import Note, parse_note
+from hubbub.tlog.policy import Party, Policy, parse_policy
+from hubbub.tlog.store import Store, sign_checkpoint
+from hubbub.tlog.witness import Witness, ask
+
+ORIGIN = "hubbub.local/"
+WITNESS = "hubbub.local/witness/"
+
+
+class _Log:
+    """A home's log, its key, and the heads that witnesses have cosigned."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from hubbub.cli.budget import chosen_home
+        from hubbub.engine.home import VARIABLE
+
+        home = chosen_home(options)
+        if not (home / "log.db").exists():
+            raise InputError(
+                f"{home}, must hold a log, found none",
+                hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
+            )
+        self.store = Store(home / "log.db")
+        self.key = open_key(home / "log.key", ORIGIN)
+        self._cosigned = home / "cosignatures"
+
+    def head(self) -> Note:
+        """The signed head, with the cosignatures it has."""
+        note = sign_checkpoint(self.store, self.key)
+        return {known.text: known for known in self.cosigned()}.get(note.text, note)
+
+    def cosigned(self) -> list[Note]:
+        """Cosigned heads, the smallest first.
+
+        Raises:
+            VerificationError: The log no longer begins as it did when one of them was cosigned.
+        """
+        notes = [parse_note(_read(path)) for path in self._cosigned.glob("*") if path.name.isdecimal()]
+        heads = {(head := parse_checkpoint(note.text)).size: (head, note) for note in notes}
+        for head, _ in heads.values():
+            if head.size > self.store.size or self.store.root(head.size) != head.root:
+                raise VerificationError(
+                    f"{head.origin}, must begin with the {head.size} entries that were cosigned, found "
+                    f"{self.store.size} entries that do not; nothing signed",
+                    hint="restore the log from a copy; it was cut or rewritten",
+                )
+        return [heads[size][1] for size in sorted(heads)]
+
+    def keep(self, note: Note) -> Path:
+        """Remember a cosigned head."""
+        path = self._cosigned / str(parse_checkpoint(note.text).size)
+        tiles.replace_file(path, bytes(note))
+        return path
+
+
+def show(options: argparse.Namespace) -> None:
+    """Show the log's head, key and last entries."""
+    log = _Log(options)
+    head = parse_checkpoint(log.head().text)
+    if options.check:
+        log.store.check()
+    start = max(0, head.size - max(0, options.last))
+    entries = [json.loads(body) for body in log.store.entries(start, head.size)]
+    cosigned = max((parse_checkpoint(note.text).size for note in log.cosigned()), default=None)
+    facts: dict[str, Any] = {
+        "origin": head.origin,
+        "size": head.size,
+        "root": head.root.hex(),
+        "vkey": str(log.key.verifier),
+        "cosigned_size": cosigned,
+    }
+    if options.json:
+        numbered = [{"index": index, "entry": entry} for index, entry in enumerate(entries, start=start)]
+        print(json.dumps(facts | {"entries": numbered}, indent=1))
+        return
+    table = Table(box=box.SIMPLE, show_header=False)
+    for name, value in facts.items():
+        if name != "vkey":  # too long for a table, and meant to be copied
+            table.add_row(name.replace("_", " "), Text("none" if value is None else str(value), overflow="fold"))
+    Console().print(table)
+    lines = Table("#", "entry", box=box.SIMPLE_HEAD)
+    for index, entry in enumerate(entries, start=start):
+        lines.add_row(str(index), Text(json.dumps(entry), overflow="fold"))  # ASCII: no terminal obeys an entry
+    Console().print(lines)
+    print(f"in a policy: log {log.key.verifier}")
+    if options.check:
+        print(f"every hash follows from the {head.size} entries")
+
+
+def prove(options: argparse.Namespace) -> None:
+    """Write an entry and its proof, under the newest cosigned head that holds it, or else under the head."""
+    log = _Log(options)
+    head, index = log.head(), options.index
+    covering = [note for note in log.cosigned() if parse_checkpoint(note.text).size > index]
+    note = covering[-1] if covering else head
+    size = parse_checkpoint(note.text).size
+    hashes = log.store.inclusion(index, size)
+    (body,) = log.store.entries(index, index + 1)
+    folder = Path(options.out)
+    entry, proved = folder / f"{index}.json", folder / f"{index}.tlog-proof"
+    tiles.replace_file(entry, body)
+    tiles.replace_file(proved, bytes(proof.Proof(index, tuple(hashes), note)))
+    print(f"wrote {entry} and {proved}: entry {index} of {size}, {len(note.signatures) - 1} cosignatures")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the log as static files."""
+    log = _Log(options)
+    head = log.head()
+    count = tiles.export(log.store, head, Path(options.folder))
+    size = parse_checkpoint(head.text).size
+    print(f"wrote {size} entries in {count} files and {options.folder}/checkpoint")
+
+
+def witness(options: argparse.Namespace) -> None:
+    """Have the witness of a folder cosign the log's head."""
+    log, folder = _Log(options), Path(options.folder)
+    head = log.head()
+    memory, key_file = folder / "witness.db", folder / "witness.key"
+    if key_file.exists() and not memory.exists():
+        raise InputError(
+            f"{folder}, must hold what the witness has signed, found its key only; nothing signed",
+            hint="retire this witness: name a new folder, and put the new key into the policy",
+        )
+    key = open_key(key_file, WITNESS, COSIGNATURE)
+    cosigner = Witness(memory, [key], _met_logs(folder / "logs", log.key.verifier))
+    note = ask(lambda body: cosigner.add_checkpoint(body, int(time.time())), head, log.store, [key.verifier])
+    path = log.keep(note)
+    print(f"cosigned size {parse_checkpoint(note.text).size}: {path}; in a policy: witness NAME {key.verifier}")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check a proof or a checkpoint offline."""
+    data, policy = _read(options.file), parse_policy(_read(options.policy))
+    now = None if options.fresh is None else int(time.time())
+    fresh = 0 if options.fresh is None else int(options.fresh * 3600)
+    if not data.startswith(proof.HEADER.encode()):
+        verified = check.verify_checkpoint(data, policy, now=now, fresh=fresh)
+        what = "the head"
+    elif options.entry is None:
+        raise InputError(
+            f"{options.file}, must be checked together with its entry, found no --entry; nothing verified",
+            hint=f"hubbub log verify {options.file} --policy {options.policy} --entry FILE",
+        )
+    else:
+        proved = proof.parse_proof(data)
+        verified = check.verify_entry(proved, _read(options.entry), policy, now=now, fresh=fresh)
+        what = f"entry {proved.index}"
+    head = verified.checkpoint
+    print(f"verified: {what} of {head.origin} at size {head.size}, root {head.root.hex()}, signed by {verified.log}")
+    for name, at in verified.cosigned.items():
+        print(f"cosigned by {name} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _met_logs(path: Path, log: Verifier) -> list[Verifier]:
+    """The logs that a witness knows; one whose origin it never met is believed to have this key, from now on."""
+    known = parse_policy(_read(path)).logs if path.exists() else ()
+    if log.name not in {party.key.name for party in known}:
+        known = (*known, Party(log))
+        tiles.replace_file(path, bytes(Policy(known)))
+    return [party.key for party in known]
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}, must be a file that can be read, {error.strerror}", hint="name another") from None

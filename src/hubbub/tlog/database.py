@@ -1,0 +1,81 @@
+"""One SQLite file: all or nothing, durable when it returns, for any number of processes and threads.
+
+*Trust:* as far as the disk; whoever can write the file can change what it says, and `Store.check` shows it.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hubbub.errors import InputError
+
+
+class Database:
+    """A file with fixed tables; made, readable by its owner only, where there is none.
+
+    Args:
+        path: The file.
+        tables: A CREATE TABLE IF NOT EXISTS for each.
+
+    Raises:
+        InputError: The file cannot be written, or is something else.
+    """
+
+    def __init__(self, path: Path, tables: Sequence[str]) -> None:
+        self.path = path
+        self._turn = threading.RLock()
+        with self._named_errors():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+        with self.transaction():
+            for table in tables:
+                self.run(table)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this thread is inside a transaction: what it reads may never come to be."""
+        with self._turn:
+            return self._connection.in_transaction
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Everything run inside is durable when the block ends, or undone if it raises."""
+        with self._turn, self._named_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Run one statement; returns its rows. Never sees another thread's open transaction."""
+        with self._turn, self._named_errors():
+            return self._connection.execute(statement, values).fetchall()
+
+    def run_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run one statement for each row."""
+        with self._named_errors():
+            self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def _named_errors(self) -> Generator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise InputError(
+                f"{self.path}, must be a log's database that can be written, {error}; nothing recorded",
+                hint="restore it from a copy, or look at the disk and at who may write there",
+            ) from None
