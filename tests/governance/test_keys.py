@@ -55,7 +55,9 @@ def test_two_calls_make_six_different_keys(keys):
     assert len({*keys.card.public_keys, *other.card.public_keys}) == 6
 
 
-@pytest.mark.parametrize("fields", [("ana maria", "clinic-1", "data-owner"), ("ana", "", "data-owner"), ("a\n", "b", "node")])
+@pytest.mark.parametrize(
+    "fields", [("ana maria", "clinic-1", "data-owner"), ("ana", "", "data-owner"), ("a\n", "b", "node")]
+)
 def test_a_holder_without_a_proper_name_gets_no_keys(fields):
     name, organisation, role = fields
     with pytest.raises(InputError, match=r"must name a holder in letters.*; no key made"):

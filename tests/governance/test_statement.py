@@ -159,11 +159,14 @@ def test_a_change_of_what_decides_over_privacy_leaves_the_terms(settings, change
 
 def test_a_setting_that_nobody_thought_of_needs_full_approval(settings):
     free = {(table, key) for table, keys in _FREE.items() for key in keys}
-    known = {
-        (table.name, key) for table in msgspec.structs.fields(Settings) for key in table.type.__struct_fields__
-    }
+    known = {(table.name, key) for table in msgspec.structs.fields(Settings) for key in table.type.__struct_fields__}
     assert free < known
-    assert {("training", "algorithm"), ("training", "weights"), ("privacy", "sums"), ("attack", "release")} <= known - free
+    assert {
+        ("training", "algorithm"),
+        ("training", "weights"),
+        ("privacy", "sums"),
+        ("attack", "release"),
+    } <= known - free
 
 
 def test_a_larger_delta_leaves_the_terms(settings):

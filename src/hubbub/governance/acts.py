@@ -170,6 +170,7 @@ _FREE = {
 
 def terms_of(settings: Settings, *, minimum: int) -> Terms:
     """The terms of a study whose plan accepts at least `minimum` contributions."""
+    privacy = settings.privacy
     tables: dict[str, dict[str, Any]] = msgspec.to_builtins(settings)
     rest = {
         name: {key: value for key, value in table.items() if key not in _FREE.get(name, ())}
