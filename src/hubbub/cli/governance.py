@@ -81,21 +81,20 @@ def federation_found(options: argparse.Namespace) -> None:
 
 def dataset_register(options: argparse.Namespace) -> None:
     """Ask that a dataset is known, under an id minted here."""
-    fields = {
-        "act": "register-dataset",
-        "dataset": secrets.token_hex(16),
-        "participant": options.participant,
-        "organisation": load_keys(Path(options.key)).card.organisation,
-        "purposes": options.purpose,
-        "retention": options.retention,
-        "epsilon": options.epsilon,
-        "delta": options.delta,
-        "unit": options.unit,
-        "unit_column": options.unit_column,
-        "version_of": options.version_of,
-        "is_disjoint": options.disjoint,
-    }
-    _propose(options, _checked(fields, RegisterDataset))
+    act = RegisterDataset(
+        dataset=secrets.token_hex(16),
+        participant=options.participant,
+        organisation=load_keys(Path(options.key)).card.organisation,
+        purposes=tuple(options.purpose),
+        retention=options.retention,
+        epsilon=options.epsilon,
+        delta=options.delta,
+        unit=options.unit,
+        unit_column=options.unit_column,
+        version_of=options.version_of and found(options.version_of, state_of(options)[0].datasets, "a dataset"),
+        is_disjoint=options.disjoint,
+    )
+    _propose(options, act)
 
 
 def dataset_sweep(options: argparse.Namespace) -> None:
@@ -165,8 +164,7 @@ def propose_budget(options: argparse.Namespace) -> None:
     """Ask that a dataset may spend more."""
     state, _ = state_of(options)
     dataset = found(options.dataset, state.datasets, "a dataset")
-    fields = {"act": "raise-budget", "dataset": dataset, "epsilon": options.epsilon}
-    _propose(options, _checked(fields, RaiseBudget))
+    _propose(options, RaiseBudget(dataset=dataset, epsilon=options.epsilon))
 
 
 def propose_key(options: argparse.Namespace) -> None:
@@ -213,8 +211,7 @@ def approve(options: argparse.Namespace) -> None:
 
 def incident_open(options: argparse.Namespace) -> None:
     """Say that something is wrong."""
-    fields = {"act": "open-incident", "severity": options.severity, "summary": options.summary, "run": options.run}
-    _propose(options, _checked(fields, OpenIncident))
+    _propose(options, OpenIncident(severity=options.severity, summary=options.summary, run=options.run))
 
 
 def incident_acknowledge(options: argparse.Namespace) -> None:
@@ -227,8 +224,7 @@ def incident_close(options: argparse.Namespace) -> None:
     """Ask that an incident is over."""
     state, _ = state_of(options)
     incident = found(options.incident, state.incidents, "an incident")
-    fields = {"act": "close-incident", "incident": incident, "summary": options.summary}
-    _propose(options, _checked(fields, CloseIncident))
+    _propose(options, CloseIncident(incident=incident, summary=options.summary))
 
 
 # --- the log, and what is printed
@@ -254,7 +250,15 @@ def state_of(options: argparse.Namespace) -> tuple[Federation, Path]:
 
 
 def _propose(options: argparse.Namespace, act: AnyAct) -> None:
-    """Sign an act and record it, if it may be recorded."""
+    """Sign an act and record it, if it may be recorded.
+
+    Raises:
+        InputError: A value was typed that no act may hold.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(act), type(act))
+    except msgspec.ValidationError as error:
+        raise InputError(f"{act.kind}, {error}; nothing recorded", hint="hubbub propose --help") from None
     keys = load_keys(Path(options.key))
     log, now = _log(options, must_exist=not isinstance(act, FoundFederation)), int(time.time())
     try:
@@ -272,18 +276,6 @@ def _append(log: EventLog, envelope: str, now: int, case: str) -> None:
     recorded = state.cases[case]
     standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
     print(f"{case[:SHORT]}: {title(recorded)}: {standing}" + (f", waits for {waits}" if standing == "pending" else ""))
-
-
-def _checked(fields: Mapping[str, object], kind: type[AnyAct]) -> AnyAct:
-    """An act from what was typed.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-    try:
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{fields['act']}, {error}; nothing recorded", hint="hubbub propose --help") from None
 
 
 def found(beginning: str, known: Mapping[str, object], what: str) -> str:

@@ -1,5 +1,6 @@
 """Arguments of keys, federation, dataset, propose, approve, approvals, incident. Imports nothing heavy."""
 
+import datetime as dt
 from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +59,9 @@ def _add_dataset(actions: Any, add: Add) -> None:
     register = add(actions, "register", "ask that a dataset of yours is known", "dataset_register")
     register.add_argument("participant", metavar="PARTICIPANT", help="name of your node that holds it")
     register.add_argument("--purpose", action="append", required=True, help="what it may be used for; again for more")
-    register.add_argument("--retention", metavar="DAY", required=True, help="last day of its life, YYYY-MM-DD")
+    register.add_argument(
+        "--retention", metavar="DAY", type=dt.date.fromisoformat, required=True, help="last day of its life, YYYY-MM-DD"
+    )
     register.add_argument("--epsilon", type=float, required=True, help="total epsilon that may ever be spent")
     register.add_argument("--delta", type=float, default=1e-5, help="at this delta (default: 1e-5)")
     register.add_argument(

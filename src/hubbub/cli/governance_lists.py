@@ -66,16 +66,15 @@ def dataset_list(options: argparse.Namespace) -> None:
     rows = [
         {
             "dataset": key if options.json else key[:SHORT],
-            "participant": known.registered.participant,
-            "owner": known.registered.organisation,
+            "held by": f"{known.registered.participant} of {known.registered.organisation}",
             "purposes": ", ".join(known.registered.purposes),
             "until": str(known.registered.retention),
             "budget": str(state.budgets[known.account]).removeprefix("budget of "),
-            "standing": "erased" if known.is_erased else "registered",
+            "standing": "erased" if known.is_erased else "kept",
         }
         for key, known in state.datasets.items()
     ]
-    headers = ("dataset", "participant", "owner", "purposes", "until", "budget", "standing")
+    headers = ("dataset", "held by", "purposes", "until", "budget", "standing")
     _print_rows(rows, headers, as_json=options.json)
 
 
@@ -119,13 +118,13 @@ def incident_list(options: argparse.Namespace) -> None:
             "severity": item.severity,
             "summary": item.summary,
             "run": item.run,
-            "opened": _day(item.opened_at),
-            "acknowledged after": _minutes(item.opened_at, item.acknowledged_at),
+            "opened": _day(item.opened_at)[:10],
+            "seen after": _minutes(item.opened_at, item.acknowledged_at),
             "closed after": _minutes(item.opened_at, item.closed_at),
         }
         for key, item in state.incidents.items()
     ]
-    headers = ("id", "severity", "summary", "run", "opened", "acknowledged after", "closed after")
+    headers = ("id", "severity", "summary", "run", "opened", "seen after", "closed after")
     _print_rows(rows, headers, as_json=options.json)
 
 
