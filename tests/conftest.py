@@ -1,6 +1,8 @@
 """Studies that train in well under a second."""
 
 import copy
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,20 @@ def records(name, rows=40):
 
 def model():
     return torch.nn.Linear(4, 2)
+
+
+@pytest.fixture(scope="session")
+def outside_vectors():
+    """Find a file among the vectors that others wrote; skips where they are not."""
+    beside = Path(__file__).parents[2] / "shared" / "vectors"
+    folder = Path(os.environ.get("HUBBUB_VECTORS", beside))
+
+    def find(name):
+        if not (folder / name).exists():
+            pytest.skip(f"no {name} among the vectors of others; HUBBUB_VECTORS names their folder")
+        return folder / name
+
+    return find
 
 
 @pytest.fixture

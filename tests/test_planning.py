@@ -12,7 +12,7 @@ import torch
 import hubbub
 from hubbub.accounting.epsilon import epsilon
 from hubbub.errors import PlanError, StudyError
-from hubbub.planning import make_plan
+from hubbub.planning import check_plan, make_plan
 
 
 def planned(make_study, tables, **functions):
@@ -242,3 +242,51 @@ def test_thresholds_that_cannot_be_kept_are_refused_with_what_would_do(make_stud
     with pytest.raises(PlanError, match=words) as refused:
         planned(make_study, settings(privacy={"noise": "distributed"}, cohort=cohort))
     assert refused.value.hint
+
+
+CHANGES = {
+    "study_hash": {"study_hash": "0" * 64},
+    "secagg": {"secagg": None},
+    "secagg.n": {"secagg": {"n": 9, "u_min": 9, "n_min": 9, "threshold": 6}},
+    "secagg.dimension": {"secagg": {"dimension": 11}},
+    "secagg.block": {"secagg": {"block": 3}},
+    "secagg.colluding": {"secagg": {"colluding": 0, "threshold": 2}, "mechanism": {"shares": 3}},
+    "minimum": {"minimum": 2},
+    "mechanism.noise": {"mechanism": {"noise": "server", "shares": 1}},
+    "mechanism.shares": {"mechanism": {"shares": 1000}},
+    "mechanism.sigma": {"mechanism": {"sigma": 0}},
+    "dp_event": {"dp_event": {"@": "GaussianDpEvent", "noise_multiplier": 9.0}},
+    "noise_multiplier": {"noise_multiplier": 9.0},
+}
+
+
+@pytest.mark.parametrize("rule", CHANGES)
+def test_a_participant_joins_under_no_plan_that_is_weaker_than_its_settings(make_study, settings, rule):
+    study = make_study(settings(privacy={"noise": "distributed"}, cohort={"colluding": 1, "minimum": 3}))
+    plan = hubbub.plan(study)
+    check_plan(plan, study.settings)
+    changes = {
+        name: msgspec.structs.replace(getattr(plan, name), **value)
+        if name in {"secagg", "mechanism"} and value
+        else value
+        for name, value in CHANGES[rule].items()
+    }
+    with pytest.raises(PlanError, match=rf"plan: {rule}, must follow from the approved settings, found another value"):
+        check_plan(msgspec.structs.replace(plan, **changes), study.settings)
+
+
+def test_with_distributed_noise_other_participants_are_bounded_as_far_as_they_may_collude(make_study, settings):
+    tables = settings(privacy={"noise": "distributed"}, cohort={"colluding": 1, "minimum": 3})
+    claims = {line.adversary: line for line in planned(make_study, tables).claims}
+    assert claims["up to 1 other participants"].epsilon <= 4.0
+
+
+def test_a_sparse_graph_has_no_more_sessions_than_its_bound_counts(make_study, settings):
+    tables = settings(
+        privacy={"noise": "distributed", "retries": 2000},
+        cohort={"colluding": 1},
+        training={"rounds": 2000},
+    )
+    names = [f"site-{number}" for number in range(130)]
+    with pytest.raises(PlanError, match=r"must leave at most 1048576 sessions in a run, found 4002000"):
+        planned(make_study, tables, participants=lambda: names)

@@ -12,12 +12,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hubbub.engine import RunResult, check, plan, run
+    from hubbub.engine import RunResult, check, plan, resume, run, stop
     from hubbub.errors import HubbubError
     from hubbub.planning import Plan
     from hubbub.study import Examples, Study, load_study
 
-__all__ = ["Examples", "HubbubError", "Plan", "RunResult", "Study", "check", "load_study", "plan", "run"]
+__all__ = [
+    "Examples",
+    "HubbubError",
+    "Plan",
+    "RunResult",
+    "Study",
+    "check",
+    "load_study",
+    "plan",
+    "resume",
+    "run",
+    "stop",
+]
 
 _ROOMS = {
     "Examples": "hubbub.study",
@@ -28,7 +40,9 @@ _ROOMS = {
     "check": "hubbub.engine",
     "load_study": "hubbub.study",
     "plan": "hubbub.engine",
+    "resume": "hubbub.engine",
     "run": "hubbub.engine",
+    "stop": "hubbub.engine",
 }
 
 

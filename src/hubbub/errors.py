@@ -8,7 +8,9 @@
     ├── RefusedError           exit code 1: policy or budget says no
     │   ├── BudgetError        a dataset's ledger
     │   └── RoundError         a round that must not be completed
-    └── VerificationError      exit code 3: evidence does not add up
+    │       └── RetriesUsedError    the run cannot go on under its plan
+    ├── VerificationError      exit code 3: evidence does not add up
+    └── StoppedError           exit code 130: somebody pressed Ctrl-C
 
 A message reads ``WHERE, RULE, FOUND``: no capital, no full stop, values as `repr`, never raw data.
 A refusal also says what was *not* done. A hint is something that can be typed.
@@ -63,7 +65,17 @@ class RoundError(RefusedError):
     """A round must not be completed, or a message must not be answered."""
 
 
+class RetriesUsedError(RoundError):
+    """The plan pays for no further attempt: the run is over."""
+
+
 class VerificationError(HubbubError):
     """Evidence does not add up."""
 
     exit_code = 3
+
+
+class StoppedError(HubbubError):
+    """Somebody stopped this; the message says what stays charged and reserved."""
+
+    exit_code = 130

@@ -8,7 +8,6 @@ third kind: a type that needs one does not belong here.
 *Trust:* whoever writes the file can write anything; what makes it evidence is the log that holds it.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -41,8 +40,17 @@ class RunStarted(Event, frozen=True, tag="run-started"):
     plan_hash: Public[str]
     code_hash: Public[str]
     noise_source: Public[str]
+    is_test_public: Public[bool]
     versions: Public[dict[str, str]]
     secagg: Public[Literal["run", "elide", "none"]] = "none"
+
+
+class RunResumed(Event, frozen=True, tag="run-resumed"):
+    """A run goes on after it was interrupted, with its next round; noise and samples are drawn anew."""
+
+    run: Public[str]
+    round_number: Public[int]
+    attempts_lost: Public[int]
 
 
 class ParticipantJoined(Event, frozen=True, tag="participant-joined"):
@@ -146,6 +154,7 @@ class Decided(Event, frozen=True, tag="decided"):
 
 AnyEvent = (
     RunStarted
+    | RunResumed
     | ParticipantJoined
     | BudgetGranted
     | BudgetReserved
@@ -195,34 +204,3 @@ def read_events(path: Path) -> list[AnyEvent]:
             f"{path}, must be an event file, {error.strerror or error}", hint="name the folder of a run"
         ) from None
     return [decode_event(line) for line in lines]
-
-
-class EventFile:
-    """The events of one run as a file of lines. The only way to write it is `append`.
-
-    Args:
-        path: A file that does not exist yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("xb")
-        self._hash = hashlib.sha256()
-        self.size = 0
-        """Events written."""
-
-    def append(self, event: Event) -> None:
-        """Write one event; it is in the file when this returns."""
-        line = encode_event(event) + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        self._hash.update(line)
-        self.size += 1
-
-    @property
-    def root(self) -> bytes:
-        """SHA-256 of the file as it is."""
-        return self._hash.digest()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

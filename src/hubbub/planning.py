@@ -18,15 +18,15 @@ from hubbub.accounting.grants import repeated
 from hubbub.errors import PlanError, StudyError
 from hubbub.events import BudgetReserved, EventDocument
 from hubbub.mechanism import Mechanism, design, discrete_cost
-from hubbub.secagg.parameters import Parameters, choose
+from hubbub.secagg.parameters import HONEST, Parameters, choose
 from hubbub.study import Lock, Study
 from hubbub.study.config import Settings
 from hubbub.study.rules import LARGEST_DELTA
 
 RELATION = "null-replacement"
 PLAN_FORMAT = 1
-HONEST = 2
-"""Fewest noise shares, beyond those that may collude, in a sum that is released."""
+SESSIONS = 2**20
+"""Most sessions of secure aggregation in one run, on a sparse graph: each has its chance of 2^-50."""
 
 OVERHEAD_BYTES = 256
 """Allowance for names and framing of one message."""
@@ -140,11 +140,18 @@ def make_plan(study: Study) -> Plan:
             "study.lock, must be made from the code as it is now, found none or another's; nothing planned",
             hint=f"hubbub check {study.directory or ''}".strip(),
         )
-    settings = study.settings
+    return plan_from(study.settings, lock)
+
+
+def plan_from(settings: Settings, lock: Lock) -> Plan:
+    """The plan of these settings and these sizes, whoever asks.
+
+    Raises:
+        PlanError: No plan satisfies all settings together.
+    """
     _check_sizes(settings, lock)
     rounds = settings.training.rounds
-    retries = settings.privacy.retries
-    retries = max(2, math.ceil(rounds / 100)) if retries is None else retries
+    retries = _retries(settings)
     parameters = _secagg(settings, lock)
     mechanism = design(
         settings,
@@ -183,6 +190,50 @@ def make_plan(study: Study) -> Plan:
     )
 
 
+def _retries(settings: Settings) -> int:
+    planned = settings.privacy.retries
+    return max(2, math.ceil(settings.training.rounds / 100)) if planned is None else planned
+
+
+def check_plan(plan: Plan, settings: Settings) -> None:
+    """Refuse a plan that is not one of these settings, or whose sums would hold less noise than it accounts for.
+
+    Cheap, so that each participant does it before it joins; who approves a plan makes it again (`plan_from`).
+
+    Raises:
+        PlanError: Nothing may be sent under this plan.
+    """
+    mechanism, parameters = plan.mechanism, plan.secagg
+    shares = 1
+    if parameters is not None:
+        parameters.check()
+        shares = parameters.u_min - parameters.colluding if mechanism.noise == "distributed" else 1
+    rules = {
+        "study_hash": plan.study_hash == settings.approved_hash(),
+        "secagg": (parameters is not None) == settings.privacy.is_masked,
+        "secagg.n": parameters is None or parameters.n == len(plan.slots),
+        "secagg.dimension": parameters is None or parameters.dimension == mechanism.length,
+        "secagg.block": parameters is None or bool(parameters.block) == _is_in_blocks(settings),
+        "secagg.colluding": mechanism.noise != "distributed" or (parameters is not None and parameters.colluding >= 1),
+        "minimum": parameters is None or plan.minimum == parameters.u_min,
+        "mechanism.noise": mechanism.noise == settings.privacy.noise,
+        "mechanism.shares": mechanism.shares == shares and (shares == 1 or shares >= HONEST),
+        "mechanism.sigma": bool(mechanism.sigma) == (settings.privacy.epsilon is not None),
+        "dp_event": plan.dp_event == mechanism.dp_event,
+        "noise_multiplier": plan.noise_multiplier == mechanism.noise_multiplier,
+    }
+    wrong = [name for name, is_right in rules.items() if not is_right]
+    if wrong:
+        raise PlanError(
+            f"plan: {wrong[0]}, must follow from the approved settings, found another value; nothing sent",
+            hint="hubbub plan STUDY makes the plan of a study",
+        )
+
+
+def _is_in_blocks(settings: Settings) -> bool:
+    return settings.privacy.noise == "none" and settings.privacy.differencing == "blocks"
+
+
 def _check_sizes(settings: Settings, lock: Lock) -> None:
     protected = sum(lock.slots.values()) if settings.privacy.unit == "example" else len(lock.slots)
     largest = min(LARGEST_DELTA, 1 / (10 * protected))
@@ -212,7 +263,14 @@ def _secagg(settings: Settings, lock: Lock) -> Parameters | None:
         dimension=lock.parameters + (settings.training.weights == "examples"),
         minimum=cohort.minimum,
         distributed=is_distributed,
+        in_blocks=_is_in_blocks(settings),
     )
+    sessions = settings.training.rounds * (1 + _retries(settings))
+    if parameters.neighbours and sessions > SESSIONS:
+        raise PlanError(
+            f"privacy.retries, must leave at most {SESSIONS} sessions in a run, found {sessions}; nothing planned",
+            hint=f"retries = {SESSIONS // settings.training.rounds - 1}",
+        )
     if is_distributed and parameters.u_min - parameters.colluding < HONEST:
         raise PlanError(
             f"cohort.minimum, must leave {HONEST} honest noise shares, found {parameters.u_min} of which "
@@ -278,10 +336,11 @@ def _claims(
     is_example = mechanism.unit == "example"
     secret = "which records were drawn stays at the site" if is_example else "cohorts are never published"
     protected = "noise is in every model they see" + (f"; {secret}" if amplified else "")
-    server_name = "coordinator"
+    server_name, others_name = "coordinator", "other participants"
     if not mechanism.sigma and parameters:
         server_name = f"coordinator and up to {parameters.colluding} of {parameters.n} participants"
-        server = (None, f"no noise: it sees only sums of at least {parameters.u_min} participants, each exact")
+        whole = f", in whole blocks of {parameters.block} or more" if parameters.block else ""
+        server = (None, f"no noise: it sees exact sums of at least {parameters.u_min} participants{whole}")
         others = (None, "no noise: whoever sees the model may learn everything in it")
     elif not mechanism.sigma:
         server = others = (None, "no noise: whoever sees a sum or the model may learn everything in it")
@@ -291,6 +350,7 @@ def _claims(
         server_name = f"coordinator and up to {parameters.colluding} of {parameters.n} participants"
         server = (epsilon, "it sees only sums, which hold enough shares of noise; if the cryptography holds")
         others = (epsilon, protected)
+        others_name = f"up to {parameters.colluding} other participants"
     else:
         server = (None, "it receives each contribution before noise is added")
         others = (epsilon, protected)
@@ -305,7 +365,7 @@ def _claims(
         )
         for adversary, (value, reason) in (
             (server_name, server),
-            ("other participants", others),
+            (others_name, others),
             ("whoever sees the released models and the log", others),
         )
     )

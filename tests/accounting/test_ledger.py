@@ -88,9 +88,10 @@ def test_a_run_that_crashed_stays_counted_whole(tmp_path):
     second.log.close()
 
 
-def test_charging_the_same_attempt_twice_changes_nothing(ledger):
+def test_an_attempt_is_charged_once_and_a_second_charge_is_refused(ledger):
     ledger.reserve(reservation(), sandbox_delta=DELTA)
-    for _ in range(3):
+    ledger.charge("r1", 1, 1)
+    with pytest.raises(BudgetError, match="is charged once for round 1 attempt 1, found a second charge; nothing sent"):
         ledger.charge("r1", 1, 1)
     assert ledger.accounts().runs["r1"].charged == {(1, 1)}
 
@@ -100,7 +101,8 @@ def test_two_ledgers_on_one_file_charge_an_attempt_once(ledger):
     other = Ledger(EventLog(ledger.log.path))
     other.accounts()
     ledger.charge("r1", 1, 1)
-    other.charge("r1", 1, 1)
+    with pytest.raises(BudgetError, match="is charged once"):
+        other.charge("r1", 1, 1)
     other.log.close()
     assert len(ledger.log.events()) == 3
 
@@ -260,7 +262,7 @@ def test_a_ledger_with_a_foreign_entry_is_one_clear_error(ledger):
     with database:
         database.execute("INSERT INTO entry VALUES (0, ?)", (b'{"event":"budget-charged","run":"x"}',))
     database.close()
-    with pytest.raises(VerificationError, match="must hold (all|entries)"):
+    with pytest.raises(VerificationError, match="must hold"):
         ledger.accounts()
 
 

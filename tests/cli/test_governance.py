@@ -327,6 +327,7 @@ def run_directory(desk, study):
                 plan_hash=proposed.plan_hash,
                 code_hash=proposed.code_hash,
                 noise_source="os",
+                is_test_public=False,
                 versions={},
             ),
             RoundClosed(run="run-1", round_number=1, attempt=1, participants=3, step_norm=0.0),

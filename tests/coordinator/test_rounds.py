@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import hubbub
-from hubbub.coordinator import Coordinator
+from hubbub.coordinator import Coordinator, Progress
 from hubbub.errors import RoundError
 from hubbub.events import RoundClosed, RoundFailed
 from hubbub.mechanism.encode import to_ring
@@ -24,7 +24,7 @@ def coordinator(make_study, settings):
         plan = hubbub.plan(study)
         parameters = np.full(plan.mechanism.dimension, start, np.float32)
         source = randomness or SeededRandomness(2)
-        return Coordinator("r", settings=study.settings, plan=plan, parameters=parameters, randomness=source), plan
+        return Coordinator("r", settings=study.settings, plan=plan, start=Progress(parameters), randomness=source), plan
 
     return make
 

@@ -1,13 +1,17 @@
 """A round under secure aggregation: whoever drops out at any stage, the sum is exact or the round fails by name."""
 
+import msgspec
 import numpy as np
 import pytest
 
 import hubbub
-from hubbub.coordinator import Coordinator
+from hubbub.coordinator import Coordinator, Progress
 from hubbub.engine.federation import Federation
 from hubbub.engine.prepare import prepare
+from hubbub.errors import RoundError
+from hubbub.eventlog import EventLog
 from hubbub.events import RoundClosed, RoundFailed
+from hubbub.messages import decode_message, encode_message, pack_parameters
 from hubbub.participant import Participant
 from hubbub.randomness import SeededRandomness
 
@@ -21,19 +25,19 @@ TABLES = {
 
 
 @pytest.fixture
-def world(make_study, settings):
+def world(make_study, settings, tmp_path):
     """Make a coordinator, five participants, and the list of what they charged."""
 
     def make():
         prepared = prepare(make_study(settings(**TABLES), participants=lambda: NAMES))
         plan = hubbub.plan(prepared.study)
-        federation = Federation(plan, plan.secagg, number=1, head=lambda: (7, bytes(32)))
+        federation = Federation(plan, plan.secagg, number=1, log=EventLog(tmp_path / "log.db"), origin="test")
         charged = []
         coordinator = Coordinator(
             "run",
             settings=prepared.study.settings,
             plan=plan,
-            parameters=prepared.learner.initial(),
+            start=Progress(prepared.learner.initial()),
             randomness=SeededRandomness(0),
             make_sum=federation.make_sum,
         )
@@ -46,8 +50,7 @@ def world(make_study, settings):
                 slots=prepared.slots[name],
                 randomness=SeededRandomness(0, name),
                 charge=(charge := lambda *attempt, name=name: charged.append((name, *attempt))),
-                client=federation.client(name, charge),
-                own_session=federation.session,
+                masking=federation.masking(name, charge),
             )
             for name in NAMES
         }
@@ -114,3 +117,24 @@ def test_survivors_with_a_dropout_give_the_sum_without_it(world):
         attempt(coordinator, sites, learner, [("masked", "c")])
         moved.append(coordinator.parameters)
     np.testing.assert_array_equal(*moved)  # masks are fresh each time, the sum is not touched by them
+
+
+def test_an_opening_that_is_sent_again_must_carry_the_same_model_and_round(world):
+    """Otherwise each participant could be given a model of its own in one session: one may be crafted."""
+    coordinator, sites, learner, charged = world()
+    asked = coordinator.open(list(sites))
+    first = sites["a"].receive(asked["a"], learner)
+    opened = decode_message(asked["a"])
+    other = pack_parameters(learner.initial() + np.float32(1))
+    for change in ({"parameters": other}, {"round_number": 2}, {"attempt": 2}):
+        with pytest.raises(RoundError, match="must be asked into the session it knows, with its own"):
+            sites["a"].receive(encode_message(msgspec.structs.replace(opened, **change)), learner)
+    assert sites["a"].receive(asked["a"], learner) == first
+    for name in "bcde":
+        coordinator.receive(sites[name].receive(asked[name], learner))
+    coordinator.receive(first)
+    adverts = coordinator.advance()["a"]
+    carried = msgspec.structs.replace(opened, payload=decode_message(adverts).payload)
+    with pytest.raises(RoundError, match="must be asked into a session by 'open'"):
+        sites["a"].receive(encode_message(carried), learner)
+    assert charged == []

@@ -31,7 +31,10 @@ def claim_of(result):
 def test_a_run_trains_charges_and_writes_its_directory(make_study, run, tmp_path):
     result = run(make_study())
     names = {path.name for path in (tmp_path / "run-0").iterdir()}
-    assert names == {"plan.json", "events.jsonl", "metrics.jsonl", "model.safetensors", "claim.json", "report.html"}
+    assert names == {
+        "run.json", "study.json", "plan.json", "events.jsonl", "metrics.jsonl", "snapshot.safetensors",
+        "model.safetensors", "claim.json", "report.html", "checkpoint",
+    }  # fmt: skip
     assert result.rounds == 4
     assert result.participants == 3
     assert 0 < result.epsilon_spent <= result.epsilon_planned <= result.epsilon_budget
@@ -252,12 +255,16 @@ def test_names_of_participants_are_checked(make_study, run, names):
 
 
 def test_retries_used_up_end_in_a_refusal(make_study, run):
-    from hubbub.coordinator import Coordinator
+    from hubbub.coordinator import Coordinator, Progress
 
     study = hubbub.check(make_study())
     plan = hubbub.plan(study)
     coordinator = Coordinator(
-        "r", settings=study.settings, plan=plan, parameters=np.zeros(10, np.float32), randomness=SeededRandomness(1)
+        "r",
+        settings=study.settings,
+        plan=plan,
+        start=Progress(np.zeros(10, np.float32)),
+        randomness=SeededRandomness(1),
     )
     for _ in range(plan.retries + 1):
         coordinator.open(["a", "b", "c"])
@@ -388,7 +395,7 @@ def test_an_elided_run_claims_nothing_against_the_coordinator(make_study, settin
 
 
 def test_a_distributed_plan_is_never_summed_in_the_clear_by_default(make_study, settings):
-    from hubbub.coordinator import Coordinator
+    from hubbub.coordinator import Coordinator, Progress
     from hubbub.engine.prepare import prepare
     from hubbub.participant import Participant
 
@@ -398,4 +405,4 @@ def test_a_distributed_plan_is_never_summed_in_the_clear_by_default(make_study, 
     with pytest.raises(RoundError, match="must send masked vectors under this plan, found no client"):
         Participant("a", "r", slots=prepared.slots["a"], charge=lambda *_: None, **common)
     with pytest.raises(RoundError, match="must add up by secure aggregation under this plan"):
-        Coordinator("r", parameters=prepared.learner.initial(), **common)
+        Coordinator("r", start=Progress(prepared.learner.initial()), **common)

@@ -178,7 +178,17 @@ class World:
     def run(self, name="run-1", *, rounds=3, finish=True, participants=("node-1", "node-2"), **hashes):
         """What an engine records of a run."""
         plan, code = hashes.get("plan", digest("plan")), hashes.get("code", digest("code"))
-        self.record(RunStarted(run=name, study="heart", plan_hash=plan, code_hash=code, noise_source="os", versions={}))
+        self.record(
+            RunStarted(
+                run=name,
+                study="heart",
+                plan_hash=plan,
+                code_hash=code,
+                noise_source="os",
+                is_test_public=False,
+                versions={},
+            )
+        )
         for node in participants:
             self.record(ParticipantJoined(run=name, participant=node, slots=1, data_commitment=""))
         for number in range(1, rounds + 1):

@@ -80,6 +80,20 @@ def sum_of_few():
     return world, world.learnt(*world.names[:4])
 
 
+class LeavingOneOut(Server):
+    """Says that the victim alone has dropped out: the sum without it, to subtract from one with it."""
+
+    def _choose_survivors(self, sent):
+        return sent & (np.arange(len(sent)) > 0)
+
+
+def differences():
+    """Without noise: a sum over all but the victim, whose block is there."""
+    world = World(6, block=3, server=LeavingOneOut)
+    world.play()
+    return world, world.server.total is not None
+
+
 def split_survivors(consents, *, corrupt=()):
     """Tell half that all survived and half that the victim did not; show each the consents that `consents` picks.
 
@@ -427,7 +441,8 @@ def bad_dealer_bad_holder():
 ATTACKS = {
     attack.__name__: attack
     for attack in (
-        isolate_by_dropouts, sum_of_few, two_survivor_sets, pool_stuffing, forged_consents, second_u_same_session,
+        isolate_by_dropouts, sum_of_few, differences, two_survivor_sets, pool_stuffing, forged_consents,
+        second_u_same_session,
         two_advert_lists, hidden_sharers, impersonation, other_model, crafted_model, key_copy, shrink_cohort,
         one_organisation, without_the_pinned, frame_dealer, small_threshold, forged_open, retry_then_differ,
         misrouted, resend_lost_reply, crash_after_masked, direction_reuse, both_shares, bad_dealer_bad_holder,
@@ -457,6 +472,13 @@ def test_sum_of_few():
     world, succeeded = sum_of_few()
     assert not succeeded
     assert refused(world, "must be one of 5 survivors, found 4; nothing revealed", *world.names[:4])
+    assert_no_share_left(world)
+
+
+def test_differences():
+    world, succeeded = differences()
+    assert not succeeded
+    assert refused(world, "must find whole blocks of 3 in a sum, found one without ['site-00']", *world.names[1:])
     assert_no_share_left(world)
 
 

@@ -65,6 +65,7 @@ BITES = {
     (Checks, "_check_path", passes): {"frame_dealer"},
     (Checks, "_check_survivors_number", passes): {"sum_of_few"},
     (Checks, "_check_threshold_in_survivors", passes): {"isolate_by_dropouts"},
+    (Checks, "_check_blocks", passes): {"differences"},
     (Checks, "_check_headers_agree", passes): {"hidden_sharers"},
     (Checks, "_check_consents_quorum", passes): {"pool_stuffing"},
     (Checks, "_check_consents_agree", passes): {"two_survivor_sets"},

@@ -179,29 +179,25 @@ class Ledger:
 
         return self.log.append(decide)
 
-    def charge(self, run: str, round_number: int, attempt: int) -> bool:
-        """Charge one attempt, durably; the second time for the same attempt changes nothing.
-
-        Returns:
-            Whether this call charged it.
+    def charge(self, run: str, round_number: int, attempt: int) -> None:
+        """Charge one attempt, durably. Who is charged for an attempt may answer it, once: a second charge is refused.
 
         Raises:
-            BudgetError: The run is not reserved, is settled, or has used all its attempts.
+            BudgetError: The run is not reserved, is settled, has used all its attempts, or is charged for this one
+                already.
         """
-        known = self.accounts().runs.get(run)
-        if known is not None and (round_number, attempt) in known.charged:
-            return False
 
         def decide() -> list[AnyEvent]:
             accounts = self.accounts()
             account = accounts.runs.get(run)
             if account is None or account.is_settled:
-                raise BudgetError(
-                    f"run {run}, must hold a reservation, found none that is open; nothing sent, nothing spent",
-                    hint="start a new run",
-                )
+                raise _not_open(run)
             if (round_number, attempt) in account.charged:
-                return []
+                raise BudgetError(
+                    f"run {run}, is charged once for round {round_number} attempt {attempt}, found a second charge; "
+                    "nothing sent, nothing spent",
+                    hint="a retry is a new attempt",
+                )
             if len(account.charged) >= account.reserved.attempts:
                 raise BudgetError(
                     f"run {run}, may open {account.reserved.attempts} attempts, found one more; "
@@ -210,17 +206,30 @@ class Ledger:
                 )
             return [BudgetCharged(run=run, round_number=round_number, attempt=attempt)]
 
-        return bool(self.log.append(decide))
+        self.log.append(decide)
 
     def settle(self, run: str) -> BudgetSettled:
-        """Close a run's reservation: only what was charged counts from now on, where a filter guards."""
+        """Close a run's reservation: only what was charged counts from now on, where a filter guards.
+
+        Raises:
+            BudgetError: The run has no reservation that is open.
+        """
 
         def decide() -> list[AnyEvent]:
-            accounts = self.accounts()
-            return [BudgetSettled(run=run, charged=len(accounts.runs[run].charged))]
+            account = self.accounts().runs.get(run)
+            if account is None or account.is_settled:
+                raise _not_open(run)
+            return [BudgetSettled(run=run, charged=len(account.charged))]
 
         (settled,) = self.log.append(decide)
         return settled  # pyright: ignore[reportReturnType]
+
+
+def _not_open(run: str) -> BudgetError:
+    return BudgetError(
+        f"run {run}, must hold a reservation, found none that is open; nothing sent, nothing spent",
+        hint="start a new run",
+    )
 
 
 def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:

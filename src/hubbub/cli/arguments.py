@@ -18,6 +18,7 @@ a study, from nothing to a model:
   hubbub check my-study        file, code and data; nothing is trained
   hubbub plan my-study         what it will cost, and who must be trusted
   hubbub run my-study          train under the plan
+  hubbub resume RUN            go on after an interruption
   hubbub budget show           what the datasets have spent
   hubbub log show              what happened, provably
   hubbub approvals             what waits for whose permission
@@ -31,6 +32,8 @@ COMMANDS = (
     "check",
     "plan",
     "run",
+    "resume",
+    "stop",
     "budget",
     "log",
     "keys",
@@ -155,8 +158,18 @@ def _add_study_commands(commands: Any) -> None:
     run = _add(commands, "run", "train under the plan, everybody in this process", _lazy("commands", "run"))
     run.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
     run.add_argument("--out", metavar="DIR", help="run directory, not there yet (default: runs/RUN beside the study)")
-    run.add_argument("--json", action="store_true", help="print the result for a machine")
-    run.add_argument("--quiet", action="store_true", help="print errors only")
+    resume = _add(commands, "resume", "go on with a run that was interrupted", _lazy("commands", "resume"))
+    for parser in (run, resume):
+        parser.add_argument("--json", action="store_true", help="print the result for a machine")
+        parser.add_argument("--quiet", action="store_true", help="print errors only")
+    stop = _add(
+        commands,
+        "stop",
+        "give up an interrupted run; what it did not charge returns",
+        _lazy("commands", "stop"),
+    )
+    for parser in (resume, stop):
+        parser.add_argument("folder", metavar="RUN", help="run directory")
 
 
 def _add_budget_commands(commands: Any) -> None:

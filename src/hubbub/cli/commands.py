@@ -1,9 +1,11 @@
-"""new, check, plan, run."""
+"""new, check, plan, run, resume, stop."""
 
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hubbub.errors import InputError
 
@@ -55,14 +57,34 @@ def plan(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train."""
-    from hubbub.cli import show
     from hubbub.engine import run as run_study
     from hubbub.study import load_study
 
     study = load_study(options.study)
+    _train(options, lambda watch: run_study(study, out=options.out, watch=watch))
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Go on with a run."""
+    from hubbub.engine import resume as resume_run
+
+    _train(options, lambda watch: resume_run(options.folder, watch=watch))
+
+
+def stop(options: argparse.Namespace) -> None:
+    """Give a run up."""
+    from hubbub.engine import stop as stop_run
+
+    settled = stop_run(options.folder)
+    print(f"run {settled.run} is given up; {settled.charged} round attempts stay charged")
+
+
+def _train(options: argparse.Namespace, train: Callable[[Any], Any]) -> None:
+    from hubbub.cli import show
+
     with show.progress(is_shown=not (options.quiet or options.json)) as watch:
-        result = run_study(study, out=options.out, watch=watch)
+        result = train(watch)
     if options.json:
         show.json(result)
     elif not options.quiet:
-        show.result(result, study.settings)
+        show.result(result)

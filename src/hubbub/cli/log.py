@@ -22,7 +22,6 @@ from hubbub.tlog.policy import Party, Policy, parse_policy
 from hubbub.tlog.store import Store, sign_checkpoint
 from hubbub.tlog.witness import Witness, ask
 
-ORIGIN = "hubbub.local/"
 WITNESS = "hubbub.local/witness/"
 
 
@@ -31,7 +30,7 @@ class _Log:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from hubbub.cli.budget import chosen_home
-        from hubbub.engine.home import VARIABLE
+        from hubbub.engine.home import VARIABLE, open_log_key
 
         home = chosen_home(options)
         if not (home / "log.db").exists():
@@ -40,7 +39,7 @@ class _Log:
                 hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
             )
         self.store = Store(home / "log.db")
-        self.key = open_key(home / "log.key", ORIGIN)
+        self.key = open_log_key(home)
         self._cosigned = home / "cosignatures"
 
     def head(self) -> Note:

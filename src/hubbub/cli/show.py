@@ -14,8 +14,8 @@ from rich.table import Table
 
 from hubbub.accounting.ledger import Statement
 from hubbub.engine import RunResult
-from hubbub.engine.embedded import Watch
 from hubbub.engine.prepare import Prepared
+from hubbub.engine.record import Watch
 from hubbub.events import (
     AnyEvent,
     BudgetCharged,
@@ -31,7 +31,6 @@ from hubbub.events import (
 from hubbub.governance.statement import Proposal, read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
-from hubbub.study.config import Settings
 
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
@@ -123,13 +122,13 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
         print(f"{lock.parameters} parameters, {sum(lock.slots.values())} slots; lock: {where}; nothing trained")
 
 
-def result(result: RunResult, settings: Settings) -> None:
+def result(result: RunResult) -> None:
     """Print the closing table of a run."""
-    table = _facts(f"{settings.study.name}, run {result.run}")
+    table = _facts(f"run {result.run}")
     table.add_row("rounds", str(result.rounds))
     table.add_row("participants", str(result.participants))
     for name, value in result.metrics.items():
-        goal = getattr(settings.success, name, None)
+        goal = result.goals.get(name)
         table.add_row(f"test {name}", f"{value:.4f}" + (f"  (goal {goal:g})" if goal is not None else ""))
     budget = "" if result.epsilon_budget is None else f" of {result.epsilon_budget:g}"
     table.add_row("epsilon spent", f"{_epsilon(result.epsilon_spent)}{budget} at delta {result.delta:g}")

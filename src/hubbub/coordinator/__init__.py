@@ -6,6 +6,6 @@
 *Trust:* with server noise it sees each contribution un-noised; it can always stall, and can report any sum.
 """
 
-from hubbub.coordinator.rounds import Coordinator
+from hubbub.coordinator.rounds import Coordinator, Progress
 
-__all__ = ["Coordinator"]
+__all__ = ["Coordinator", "Progress"]

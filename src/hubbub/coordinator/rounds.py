@@ -6,14 +6,15 @@ fresh samples and fresh noise, as often as the plan pays for.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from hubbub.coordinator.step import ServerStep
 from hubbub.coordinator.sums import MakeSum, PlainSum, Sum
-from hubbub.errors import RoundError
+from hubbub.errors import RetriesUsedError, RoundError
 from hubbub.events import RoundClosed, RoundFailed
 from hubbub.messages import (
     Contribution,
@@ -28,6 +29,25 @@ from hubbub.randomness import Randomness
 from hubbub.study.config import Settings
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: all that its next round rests on.
+
+    Args:
+        parameters: The model.
+        velocity: What the server's momentum has gathered; None before round 1.
+        round_number: The next round.
+        attempt: Attempts at that round that were asked for already.
+        failures: Attempts of the run that gave no round.
+    """
+
+    parameters: Float32[np.ndarray, " params"]
+    velocity: Float[np.ndarray, " params"] | None = None
+    round_number: int = 1
+    attempt: int = 0
+    failures: int = 0
+
+
 class Coordinator:
     """One run, round after round.
 
@@ -35,7 +55,7 @@ class Coordinator:
         run: The run's name.
         settings: The approved settings.
         plan: The approved plan.
-        parameters: The initial model.
+        start: Where it goes on from: the initial model, or what a run that was interrupted had reached.
         randomness: Of secret cohorts and of server noise.
         make_sum: How an attempt adds up; default: in the clear, where the plan allows that.
 
@@ -49,7 +69,7 @@ class Coordinator:
         *,
         settings: Settings,
         plan: Plan,
-        parameters: Float32[np.ndarray, " params"],
+        start: Progress,
         randomness: Randomness,
         make_sum: MakeSum | None = None,
     ) -> None:
@@ -59,13 +79,15 @@ class Coordinator:
                 hint="give it make_sum",
             )
         self.run = run
-        self.parameters = parameters
-        self.round_number = 1
-        self.attempt = 0
-        self._failures = 0
+        self.parameters = start.parameters
+        self.round_number = start.round_number
+        self.attempt = start.attempt
+        self._failures = start.failures
         self._plan = plan
         self._plan_hash = plan.hash
         self._step = ServerStep(plan, settings.training)
+        if start.velocity is not None:
+            self._step.velocity = start.velocity
         self._randomness = randomness
         self._make_sum = make_sum
         self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)
@@ -75,6 +97,11 @@ class Coordinator:
     def is_finished(self) -> bool:
         """Whether every round of the plan is closed."""
         return self.round_number > self._plan.rounds
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(self.parameters, self._step.velocity, self.round_number, self.attempt, self._failures)
 
     def open(self, online: Sequence[str]) -> dict[str, bytes]:
         """Start the next attempt: draw a cohort and ask each of its members.
@@ -96,7 +123,7 @@ class Coordinator:
                 hint="wait for more participants, or plan with a smaller cohort.minimum",
             )
         if self._failures > self._plan.retries:
-            raise RoundError(
+            raise RetriesUsedError(
                 f"round {self.round_number}, may be tried again {self._plan.retries} times in a run, "
                 f"found {self._failures} failed attempts; nothing asked",
                 hint="plan with more privacy.retries",

@@ -28,7 +28,8 @@ class ServerStep:
         is_gradient = training.algorithm == "dp-sgd"
         self._rate = -training.learning_rate if is_gradient else training.server_learning_rate
         self._momentum = training.momentum
-        self._velocity = np.zeros(plan.mechanism.dimension)
+        self.velocity: Float[np.ndarray, " params"] = np.zeros(plan.mechanism.dimension)
+        """What momentum has gathered: with the parameters, all that a round hands on to the next."""
 
     def move(
         self, parameters: Float32[np.ndarray, " params"], released: Int64[np.ndarray, " length"]
@@ -40,8 +41,8 @@ class ServerStep:
         """
         total, batch = (released[:-1], self._weight(int(released[-1]))) if self._heaviest else (released, self._batch)
         mean: Float[np.ndarray, " params"] = total / (self._scale * batch)
-        self._velocity = self._momentum * self._velocity + mean
-        step = self._rate * self._velocity
+        self.velocity = self._momentum * self.velocity + mean
+        step = self._rate * self.velocity
         with np.errstate(over="ignore"):
             moved = (parameters.astype(np.float64) + step).astype(np.float32)
         if not np.isfinite(moved).all():

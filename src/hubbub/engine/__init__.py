@@ -2,13 +2,16 @@
 
     prepare.py     a study's code and data, loaded and checked; study.lock
     home.py        what survives runs: the event log and the participants' salts
-    embedded.py    `run`: drives coordinator and participants, writes the run directory
+    folder.py      the run directory, and what a run goes on from after it was interrupted
+    record.py      a run's events, into log and directory
+    federation.py  everybody's keys, where everybody lives in one process
+    embedded.py    `run`, `resume`, `stop`: drives coordinator and participants
 
 *Trust:* the embedded engine holds all participants' records in one process; it simulates a federation and
 protects the released model, not the participants from whoever runs it.
 """
 
-from hubbub.engine.embedded import RunResult, run
+from hubbub.engine.embedded import RunResult, resume, run, stop
 from hubbub.engine.prepare import check, plan, prepare
 
-__all__ = ["RunResult", "check", "plan", "prepare", "run"]
+__all__ = ["RunResult", "check", "plan", "prepare", "resume", "run", "stop"]

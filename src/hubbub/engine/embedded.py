@@ -1,6 +1,9 @@
 """Run a study with everybody in this process.
 
 check -> plan -> reserve -> (round: ask, train, clip, encode, add up, noise, step) x T -> settle -> claim
+
+A run that was interrupted goes on from its last closed round: what was charged stays charged, and whatever
+is asked again is a new attempt with fresh samples and fresh noise.
 """
 
 import hashlib
@@ -10,9 +13,9 @@ import platform
 import secrets
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,38 +25,40 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors.numpy import save
 
-from hubbub.accounting.ledger import Ledger
-from hubbub.coordinator import Coordinator
+from hubbub.accounting.ledger import Ledger, RunAccount
+from hubbub.coordinator import Coordinator, Progress
 from hubbub.engine.federation import Federation, elided
-from hubbub.engine.home import home_folder, open_log, salts
+from hubbub.engine.folder import RunFacts, RunFolder, as_json
+from hubbub.engine.home import home_folder, open_log, open_log_key, salts
 from hubbub.engine.prepare import Prepared, prepare
-from hubbub.errors import BudgetError, InputError
+from hubbub.engine.record import Record, Watch, events_of
+from hubbub.errors import HubbubError, InputError, RefusedError, StoppedError
 from hubbub.eventlog import EventLog
 from hubbub.events import (
     NOT_PRIVATE,
     AnyEvent,
     BudgetCharged,
     BudgetReserved,
+    BudgetSettled,
     Evaluated,
-    Event,
-    EventFile,
     ParticipantJoined,
     RoundClosed,
     RoundFailed,
     RunFinished,
+    RunResumed,
     RunStarted,
 )
 from hubbub.observe import write_report
 from hubbub.participant import Participant, commit
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
-from hubbub.release import ReleaseClaim, make_claim
-from hubbub.study import Study
+from hubbub.release import make_claim
+from hubbub.study import Study, load_study
+from hubbub.tlog import Signer, sign_checkpoint
 
+FORMAT = 1
 EVALUATIONS = 100
 """Most points at which a run is measured on the test records."""
-
-Watch = Callable[[Event, Plan], None]
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,10 +73,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         epsilon_budget: The study's epsilon.
         delta: The study's delta.
         metrics: Of the final model, on the test records.
+        goals: What the study's success criteria ask of these metrics.
         is_success: Whether the study's success criteria are met; None if it has none.
         wall_seconds: Duration.
-        log_size: Entries of the transparency log, None without one.
-        log_root: Its root hash, None without one.
+        log_size: Entries of the transparency log when the run had ended.
+        log_root: Its root hash then, in hexadecimal.
         out: The run directory.
     """
 
@@ -83,10 +89,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     epsilon_budget: float | None
     delta: float
     metrics: dict[str, float]
+    goals: dict[str, float]
     is_success: bool | None
     wall_seconds: float
-    log_size: int | None
-    log_root: str | None
+    log_size: int
+    log_root: str
     out: str
 
 
@@ -103,7 +110,7 @@ def run(
     Args:
         study: The study.
         out: Run directory, not there yet. Default: `runs/RUN` beside the study.
-        home: Where ledger and salts live. Default: HUBBUB_HOME, or `.hubbub` beside the study.
+        home: Where log and salts live. Default: HUBBUB_HOME, or `.hubbub` beside the study.
         watch: Called with each event and the plan, as it happens.
         randomness: For tests and simulations: another source than the operating system. The claim then
             says "not certifiable".
@@ -112,18 +119,92 @@ def run(
         StudyError, CodeError, PlanError: The study is wrong; nothing trained, nothing spent.
         BudgetError: A dataset's budget does not admit the plan; nothing trained, nothing spent.
         RoundError: The plan's retries are used up.
+        StoppedError: Ctrl-C was pressed; `resume` goes on.
     """
     started = time.monotonic()
     prepared = prepare(study)
     plan = make_plan(prepared.study)
     name = f"{plan.study}-{secrets.token_hex(4)}"
-    folder = Path(out) if out is not None else (study.directory or Path()) / "runs" / name
+    folder = RunFolder(Path(out) if out is not None else (study.directory or Path()) / "runs" / name)
     home_path = Path(home) if home is not None else home_folder(study.directory)
-    log = open_log(home_path)
+    facts = RunFacts(
+        format=FORMAT,
+        run=name,
+        study=None if study.directory is None else str(study.directory.resolve()),
+        home=str(home_path.resolve()),
+    )
+    with _opened(home_path) as (log, key):
+        session = _Session(prepared, plan, facts, folder, log, key, _source(study, randomness))
+        salt = salts(home_path, prepared.slots)
+        session.reserve()
+        with folder.held():
+            return session.run(salt, watch, started)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    study: Study | None = None,
+    watch: Watch | None = None,
+    randomness: Randomness | None = None,
+) -> RunResult:
+    """Go on with a run that was interrupted, from its last closed round.
+
+    Args:
+        folder: The run directory.
+        study: For a study made in a notebook: the same study again.
+        watch: Called with each event and the plan: those of before the interruption first.
+        randomness: As in `run`; must be of the kind that the run began with.
+
+    Guarantees:
+        Whatever may have left a participant before stays charged. An attempt that was charged is never asked
+        for again: its round is tried anew, with fresh samples and noise, as one of the plan's retries. Where
+        neither is drawn, the final model has the bytes of an uninterrupted run.
+
+    Raises:
+        InputError: The folder is no run directory, or its snapshot is damaged.
+        RefusedError: The run has ended, is being run, or its study changed; nothing trained, nothing spent.
+    """
+    started = time.monotonic()
+    run_folder = RunFolder(Path(folder))
+    facts = run_folder.facts()
+    with run_folder.held():
+        prepared = prepare(study or _study_of(facts))
+        plan = make_plan(prepared.study)
+        with _opened(Path(facts.home)) as (log, key):
+            source = _source(prepared.study, randomness, again=len(events_of(log, facts.run)))
+            session = _Session(prepared, plan, facts, run_folder, log, key, source)
+            return session.run(salts(Path(facts.home), prepared.slots), watch, started)
+
+
+def stop(folder: str | Path) -> BudgetSettled:
+    """Give up a run that was interrupted: what was charged stays charged, the rest of its budget returns.
+
+    Raises:
+        InputError: The folder is no run directory.
+        RefusedError: The run has ended, or is being run.
+    """
+    run_folder = RunFolder(Path(folder))
+    facts = run_folder.facts()
+    with run_folder.held(), _opened(Path(facts.home)) as (log, _):
+        return Ledger(log).settle(facts.run)
+
+
+def _study_of(facts: RunFacts) -> Study:
+    if facts.study is None:
+        raise InputError(
+            f"run {facts.run}, was made from functions in a notebook, found no study to go on with; nothing trained",
+            hint="hubbub.resume(FOLDER, study=study)",
+        )
+    return load_study(facts.study)
+
+
+@contextmanager
+def _opened(home: Path) -> Generator[tuple[EventLog, Signer]]:
+    log = open_log(home)
     try:
-        session = _Session(prepared, plan, name, log, randomness=_source(study, randomness))
         with _one_torch_thread():
-            return session.run(folder, salts(home_path, prepared.slots), watch, started)
+            yield log, open_log_key(home)
     finally:
         log.close()
 
@@ -142,52 +223,122 @@ def _one_torch_thread() -> Generator[None]:
             torch.set_num_threads(before)
 
 
-def _source(study: Study, given: Randomness | None) -> Randomness:
+def _source(study: Study, given: Randomness | None, again: int = 0) -> Randomness:
+    """Where noise and samples come from; a simulation that goes on `again` must not repeat its noise."""
     if given is not None:
         return given
     if study.settings.privacy.noise_source == "float-simulation":
-        return SeededRandomness(study.settings.study.seed, "float-simulation")
+        return SeededRandomness(study.settings.study.seed + (again << 32), "float-simulation")
     return OperatingSystemRandomness()
 
 
 @dataclass
 class _Session:
-    """One run: the parties of a plan and the log that records them."""
+    """One run in this process: the parties of a plan, and what records them."""
 
     prepared: Prepared
     plan: Plan
-    name: str
+    facts: RunFacts
+    folder: RunFolder
     log: EventLog
+    key: Signer
     randomness: Randomness
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.facts.run
 
     @property
     def ledger(self) -> Ledger:
         """The budgets in the log."""
         return Ledger(self.log)
 
-    def run(self, folder: Path, salt: dict[str, bytes], watch: Watch | None, started: float) -> RunResult:
-        _make(folder)
+    # --- beginning and going on ---
+
+    def reserve(self) -> None:
+        """Make the run directory and set the budget aside, or neither."""
+        self.folder.make()
+        self.folder.write_start(self.facts, self.prepared.study, self.plan)
         try:
-            reserved = self.ledger.reserve(self._reservation(), sandbox_delta=self.plan.delta)
-        except BudgetError:
-            folder.rmdir()
+            self.ledger.reserve(self._reservation(), sandbox_delta=self.plan.delta)
+        except HubbubError:
+            self.folder.remove()
             raise
-        (folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(self.plan), indent=1) + b"\n")
-        record = _Record(folder, self.plan, self.log, watch)
-        record.copy(*reserved)
+
+    def run(self, salt: dict[str, bytes], watch: Watch | None, started: float) -> RunResult:
+        """Train from where the run is to its end."""
+        before = events_of(self.log, self.name)
+        progress, new = self._begin(before, salt)
+        record = Record(self.folder, self.plan, self.log, watch=watch, before=before)
+        if any(isinstance(event, RunFinished) for event in before):
+            return self._result(record, started)
         try:
-            record.append(*self._opening(salt))
-            parameters = self._train(record)
-            model = save(self.prepared.learner.export(parameters))
-            (folder / "model.safetensors").write_bytes(model)
-            model_hash = hashlib.sha256(model).hexdigest()
-            record.append(RunFinished(run=self.name, rounds=self.plan.rounds, model_hash=model_hash))
-        finally:
+            for event in new:
+                self._record_with_metrics(record, event, progress)
+            self.log.flush()
+            self._finish(record, self._train(record, progress))
+        except KeyboardInterrupt:
+            raise self._stopped(record) from None
+        except HubbubError:
             record.copy(self.ledger.settle(self.name))
+            raise
+        finally:
             record.close()
-        return self._finish(folder, record.events, started)
+        return self._result(record, started)
+
+    def _begin(self, before: Sequence[AnyEvent], salt: dict[str, bytes]) -> tuple[Progress, list[AnyEvent]]:
+        """Where a run goes on from, and what is to be recorded about that."""
+        opening = self._opening(salt)
+        start = Progress(self.prepared.learner.initial())
+        if not any(isinstance(event, RunStarted) for event in before):
+            return start, opening
+        account = self._account(before, opening)
+        progress, last = self.folder.read_snapshot(self.plan) or (start, None)
+        closed = [event for event in before if isinstance(event, RoundClosed)]
+        missing = [last] if last is not None and last not in closed else []
+        if progress.round_number != len(closed) + len(missing) + 1:
+            raise self._refusal(
+                f"must have its snapshot of round {len(closed)}", f"one of round {progress.round_number - 1}"
+            )
+        at = progress.round_number
+        asked = [attempt for round_number, attempt in account.charged if round_number == at]
+        failed = sum(isinstance(event, RoundFailed) and event.round_number == at for event in before)
+        progress = replace(
+            progress, attempt=max(asked, default=0), failures=len(account.charged) - len(closed) - len(missing)
+        )
+        resumed = RunResumed(run=self.name, round_number=at, attempts_lost=max(len(asked) - failed, 0))
+        return progress, [*missing, resumed]
+
+    def _account(self, before: Sequence[AnyEvent], opening: Sequence[AnyEvent]) -> RunAccount:
+        """The run's reservation, if the run may go on and everything that it is bound to is as it was."""
+        account = self.ledger.accounts().runs[self.name]
+        if account.is_settled and not any(isinstance(event, RunFinished) for event in before):
+            raise self._refusal("must be open to go on", "that it was given up")
+        was = {(type(event), getattr(event, "participant", "")): event for event in before}
+        for event in opening:
+            known = was.get((type(event), getattr(event, "participant", "")))
+            for name in event.__struct_fields__:
+                if name != "versions" and getattr(known, name, None) != getattr(event, name):
+                    raise self._refusal(f"must go on with the {name.replace('_', ' ')} that it began with", "another")
+        return account
+
+    def _refusal(self, rule: str, found: str) -> RefusedError:
+        return RefusedError(
+            f"run {self.name}, {rule}, found {found}; nothing trained, nothing spent",
+            hint="restore what was changed, or give the run up: hubbub stop " + str(self.folder.path),
+        )
+
+    def _stopped(self, record: Record) -> StoppedError:
+        rounds = sum(isinstance(event, RoundClosed) for event in record.events)
+        return StoppedError(
+            f"run {self.name}, was stopped after round {rounds} of {self.plan.rounds}; what was charged stays charged, "
+            "the rest of its budget stays reserved",
+            hint=f"hubbub resume {self.folder.path}, or give it up: hubbub stop {self.folder.path}",
+        )
 
     def _opening(self, salt: dict[str, bytes]) -> list[AnyEvent]:
+        """What a run says about itself first."""
         start = RunStarted(
             run=self.name,
             study=self.plan.study,
@@ -195,6 +346,7 @@ class _Session:
             code_hash=self.plan.code_hash,
             noise_source=self.noise_source,
             secagg=self.secagg,
+            is_test_public=self.prepared.is_test_public,
             versions=_versions(),
         )
         joined: list[AnyEvent] = [
@@ -216,24 +368,40 @@ class _Session:
         mechanism = self.plan.mechanism
         if not mechanism.sigma:
             return "none"
-        return self.randomness.name if mechanism.noise_source == "os" else mechanism.noise_source
+        if mechanism.noise_source != "os":
+            return mechanism.noise_source
+        return "os" if type(self.randomness) is OperatingSystemRandomness else "injected"
 
-    def _train(self, record: "_Record") -> Float32[np.ndarray, " params"]:
-        learner = self.prepared.learner
-        coordinator, sites = self._parties(record)
-        every = max(1, self.plan.rounds // EVALUATIONS)
+    @property
+    def secagg(self) -> Literal["run", "elide", "none"]:
+        """Whether sums are secure, in the clear though the plan says secure, or in the clear by plan."""
+        return self.prepared.study.settings.speed.secagg if self.plan.secagg is not None else "none"
+
+    # --- rounds ---
+
+    def _train(self, record: Record, start: Progress) -> Float32[np.ndarray, " params"]:
+        coordinator, sites = self._parties(record, start)
         while not coordinator.is_finished:
             closed = self._attempt(coordinator, sites, record)
-            record.append(closed)
-            is_last = coordinator.is_finished
-            if isinstance(closed, RoundClosed) and (is_last or closed.round_number % every == 0):
-                measured = learner.evaluate(coordinator.parameters, self.prepared.test)
-                metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
-                record.append(Evaluated(run=self.name, round_number=closed.round_number, metrics=metrics))
+            if isinstance(closed, RoundClosed):
+                self.folder.write_snapshot(coordinator.progress, closed)
+            self._record_with_metrics(record, closed, coordinator.progress)
         return coordinator.parameters
 
+    def _record_with_metrics(self, record: Record, event: AnyEvent, progress: Progress) -> None:
+        """Record an event; after some rounds, and the last, with how good the model is now."""
+        record.append(event)
+        every = max(1, self.plan.rounds // EVALUATIONS)
+        if isinstance(event, RoundClosed) and event.round_number in {
+            self.plan.rounds,
+            event.round_number // every * every,
+        }:
+            measured = self.prepared.learner.evaluate(progress.parameters, self.prepared.test)
+            metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
+            record.append(Evaluated(run=self.name, round_number=event.round_number, metrics=metrics))
+
     def _attempt(
-        self, coordinator: Coordinator, sites: dict[str, Participant], record: "_Record"
+        self, coordinator: Coordinator, sites: dict[str, Participant], record: Record
     ) -> RoundClosed | RoundFailed:
         """One attempt at one round: carry messages to and fro until there is nothing more to send."""
         asked = coordinator.open(list(sites))
@@ -250,18 +418,18 @@ class _Session:
             if reply is not None:
                 coordinator.receive(reply)
 
-    def _parties(self, record: "_Record") -> tuple[Coordinator, dict[str, Participant]]:
+    def _parties(self, record: Record, start: Progress) -> tuple[Coordinator, dict[str, Participant]]:
         settings = self.prepared.study.settings
         federation = None
         if self.plan.secagg is not None and self.secagg == "run":
             number = self.ledger.accounts().number(self.name)
-            federation = Federation(self.plan, self.plan.secagg, number=number, head=record.head)
+            federation = Federation(self.plan, self.plan.secagg, number=number, log=self.log, origin=self.key.name)
         make_sum = federation.make_sum if federation else (elided(self.plan) if self.secagg == "elide" else None)
         coordinator = Coordinator(
             self.name,
             settings=settings,
             plan=self.plan,
-            parameters=self.prepared.learner.initial(),
+            start=start,
             randomness=self.randomness,
             make_sum=make_sum,
         )
@@ -275,37 +443,34 @@ class _Session:
                 slots=slots,
                 randomness=self.randomness,
                 charge=charge,
-                client=federation.client(name, charge) if federation else None,
-                own_session=federation.session if federation else None,
+                masking=federation.masking(name, charge) if federation else None,
                 is_elided=self.secagg == "elide",
+                last_mark=(start.round_number, start.attempt),
             )
             for name, slots in self.prepared.slots.items()
         }
         return coordinator, sites
 
-    @property
-    def secagg(self) -> Literal["run", "elide", "none"]:
-        """Whether sums are secure, in the clear though the plan says secure, or in the clear by plan."""
-        return self.prepared.study.settings.speed.secagg if self.plan.secagg is not None else "none"
-
-    def _charge(self, record: "_Record", round_number: int, attempt: int) -> None:
+    def _charge(self, record: Record, round_number: int, attempt: int) -> None:
         """Charge all datasets for an attempt, durably, the first time somebody asks."""
-        if self.ledger.charge(self.name, round_number, attempt):
+        if (round_number, attempt) not in self.ledger.accounts().runs[self.name].charged:
+            self.ledger.charge(self.name, round_number, attempt)
             record.copy(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
 
-    def _finish(self, folder: Path, events: list[Event], started: float) -> RunResult:
-        claim = make_claim(
-            self.plan,
-            self.prepared.study.settings,
-            events,
-            accounts=self.ledger.accounts(),
-            is_test_public=self.prepared.is_test_public,
-        )
-        (folder / "claim.json").write_bytes(msgspec.json.format(msgspec.json.encode(claim), indent=1) + b"\n")
-        write_report(folder / "report.html", self.plan, claim, events)
-        return self._result(claim, folder, started)
+    # --- the end ---
 
-    def _result(self, claim: ReleaseClaim, folder: Path, started: float) -> RunResult:
+    def _finish(self, record: Record, parameters: Float32[np.ndarray, " params"]) -> None:
+        model = save(self.prepared.learner.export(parameters))
+        self.folder.write("model.safetensors", model)
+        model_hash = hashlib.sha256(model).hexdigest()
+        record.append(RunFinished(run=self.name, rounds=self.plan.rounds, model_hash=model_hash))
+        record.copy(self.ledger.settle(self.name))
+
+    def _result(self, record: Record, started: float) -> RunResult:
+        claim = make_claim(self.plan, self.prepared.study.settings, record.events, accounts=self.ledger.accounts())
+        self.folder.write("claim.json", as_json(claim))
+        write_report(self.folder.path / "report.html", self.plan, claim, record.events)
+        self.folder.write("checkpoint", bytes(sign_checkpoint(self.log.store, self.key)))
         return RunResult(
             run=self.name,
             rounds=claim.rounds,
@@ -315,65 +480,13 @@ class _Session:
             epsilon_budget=self.prepared.study.settings.privacy.epsilon,
             delta=claim.delta,
             metrics=claim.metrics,
+            goals=claim.success,
             is_success=claim.is_success,
             wall_seconds=round(time.monotonic() - started, 3),
-            log_size=None,
-            log_root=None,
-            out=str(folder),
+            log_size=self.log.store.size,
+            log_root=self.log.store.root().hex(),
+            out=str(self.folder.path),
         )
-
-
-class _Record:
-    """The events of one run, into the log; copied to events.jsonl and to whoever watches; metrics.jsonl from them."""
-
-    def __init__(self, folder: Path, plan: Plan, log: EventLog, watch: Watch | None) -> None:
-        self.events: list[Event] = []
-        self._plan = plan
-        self._log = log
-        self._watch = watch
-        self._file = EventFile(folder / "events.jsonl")
-        self._metrics = (folder / "metrics.jsonl").open("xb")
-        self._attempts = 0
-
-    def head(self) -> tuple[int, bytes]:
-        """Size and root of the record as it is."""
-        return self._file.size, self._file.root
-
-    def append(self, *events: AnyEvent) -> None:
-        """Record events that nothing was decided on."""
-        self._log.note(*events)
-        self.copy(*events)
-
-    def copy(self, *events: Event) -> None:
-        """Copy events that are in the log."""
-        for event in events:
-            self._file.append(event)
-            self.events.append(event)
-            self._attempts += isinstance(event, BudgetCharged)
-            if isinstance(event, Evaluated):
-                line = {
-                    "round": event.round_number,
-                    "epsilon": self._plan.epsilon_after(self._attempts),
-                    **event.metrics,
-                }
-                self._metrics.write(msgspec.json.encode(line) + b"\n")
-            if self._watch is not None:
-                self._watch(event, self._plan)
-
-    def close(self) -> None:
-        self._file.close()
-        self._metrics.close()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}, must be a new folder that can be made, {error.strerror or error}; "
-            "nothing trained, nothing spent",
-            hint="name another one with --out",
-        ) from None
 
 
 def _versions() -> dict[str, str]:

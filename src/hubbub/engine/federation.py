@@ -6,20 +6,16 @@ they are for is that a run here and a run across hosts send the same bytes.
 
 import hashlib
 import secrets
-from collections.abc import Callable
 
 import msgspec
 
 from hubbub.coordinator.sums import MakeSum, PlainSum, SecureSum, Sum
-from hubbub.participant.site import Charge
+from hubbub.eventlog import EventLog
+from hubbub.participant.site import Charge, Masking
 from hubbub.planning import Plan
 from hubbub.secagg import SUITE, Client, Member, Roster, Server, Session, SigningKey
 from hubbub.secagg.keys import KEY_BYTES
 from hubbub.secagg.parameters import Parameters
-
-LOG = "sandbox"
-Head = Callable[[], tuple[int, bytes]]
-"""Size and root of the record of this run, as it is now."""
 
 
 class Federation:
@@ -29,15 +25,18 @@ class Federation:
         plan: The approved plan.
         parameters: Its thresholds.
         number: Number of the run in the ledger.
-        head: The record's size and root.
+        log: The log that records the run.
+        origin: Its name.
     """
 
-    def __init__(self, plan: Plan, parameters: Parameters, *, number: int, head: Head) -> None:
+    def __init__(self, plan: Plan, parameters: Parameters, *, number: int, log: EventLog, origin: str) -> None:
         self._plan = plan
         self._plan_hash = bytes.fromhex(plan.hash)
         self._parameters = parameters
         self._number = number
-        self._head = head
+        self._log = log
+        self._origin = origin
+        self._sessions: dict[tuple[int, int, bytes], Session] = {}
         self._key = SigningKey(secrets.token_bytes(KEY_BYTES))
         self._keys = {name: SigningKey(secrets.token_bytes(KEY_BYTES)) for name in plan.slots}
         members = [Member(name, name, key.public) for name, key in self._keys.items()]
@@ -45,8 +44,14 @@ class Federation:
         self._roster_hash = hashlib.sha256(msgspec.json.encode(members)).digest()
 
     def session(self, round_number: int, attempt: int, model: bytes) -> Session:
-        """What one attempt's session is bound to, as any honest party knows it."""
-        size, root = self._head()
+        """What one attempt's session is bound to, as any honest party knows it; in one process, alike for all."""
+        key = (round_number, attempt, hashlib.sha256(model).digest())
+        if key not in self._sessions:
+            self._sessions = {key: self._bind(*key)}
+        return self._sessions[key]
+
+    def _bind(self, round_number: int, attempt: int, model_hash: bytes) -> Session:
+        size = self._log.store.size
         return Session(
             suite=SUITE,
             coordinator=self._key.public,
@@ -59,10 +64,10 @@ class Federation:
             payload="update",
             round_number=round_number,
             attempt=attempt,
-            model=hashlib.sha256(model).digest(),
-            log_origin=LOG,
+            model=model_hash,
+            log_origin=self._origin,
             log_size=size,
-            log_root=root,
+            log_root=self._log.store.root(size),
         )
 
     def make_sum(self, round_number: int, attempt: int, model: bytes) -> Sum:
@@ -70,9 +75,9 @@ class Federation:
         session = self.session(round_number, attempt, model)
         return SecureSum(Server(session, key=self._key, roster=self._roster, parameters=self._parameters))
 
-    def client(self, name: str, charge: Charge) -> Client:
+    def masking(self, name: str, charge: Charge) -> Masking:
         """One participant's half, for the whole run."""
-        return Client(
+        client = Client(
             name,
             key=self._keys[name],
             roster=self._roster,
@@ -80,6 +85,7 @@ class Federation:
             mark=_forget,
             charge=charge,
         )
+        return Masking(client, self.session)
 
 
 def elided(plan: Plan) -> MakeSum:

@@ -10,9 +10,12 @@ import msgspec
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
 from hubbub.participant.commitment import SALT_BYTES
+from hubbub.tlog import Signer
+from hubbub.tlog.keys import open_key
 
 VARIABLE = "HUBBUB_HOME"
 LOG = "log.db"
+ORIGIN = "hubbub.local/"
 
 
 def home_folder(beside: Path | None) -> Path:
@@ -34,6 +37,11 @@ def open_log(home: Path) -> EventLog:
             f"{home}, must be a folder that can be written, {error.strerror or error}; nothing trained, nothing spent",
             hint=f"{VARIABLE}=DIR names another one",
         ) from None
+
+
+def open_log_key(home: Path) -> Signer:
+    """The key that signs a home's log; its name is the log's origin. Made where there is none."""
+    return open_key(home / "log.key", ORIGIN)
 
 
 def salts(home: Path, names: Iterable[str]) -> dict[str, bytes]:

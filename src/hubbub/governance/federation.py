@@ -85,7 +85,7 @@ class Federation(State):
             case ParticipantJoined() if event.run in self.runs:
                 self.runs[event.run].participants.add(event.participant)
             case RoundClosed() if event.run in self.runs:
-                self.runs[event.run].rounds = event.round_number
+                self.runs[event.run].rounds = max(self.runs[event.run].rounds, event.round_number)
             case RunFinished() if event.run in self.runs and self.runs[event.run].model_hash is None:
                 self.runs[event.run].model_hash = event.model_hash
             case _:

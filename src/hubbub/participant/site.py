@@ -6,8 +6,7 @@ Rules it enforces, in this order:
 2. (round, attempt) is one that the plan has and only ever grows, so no noise and no sample is asked for twice;
 3. the charge for (run, round, attempt) is durable *before* the contribution exists;
 4. what is sent is clipped, encoded and noised where this side owes noise; nothing else leaves;
-5. where sums are masked it leaves masked, in a session that `secagg.Client` has checked;
-6. without noise, one masked vector per round: two sums of one round differ by somebody's exact contribution.
+5. where sums are masked it leaves masked, in a session that `secagg.Client` has checked.
 
 What it does never depends on its records: no slot, an empty batch and a NaN all end in a contribution of
 the same length.
@@ -16,6 +15,7 @@ the same length.
 import hashlib
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt32
@@ -31,7 +31,7 @@ from hubbub.messages import (
     pack_values,
     unpack_parameters,
 )
-from hubbub.planning import Plan
+from hubbub.planning import Plan, check_plan
 from hubbub.randomness import Randomness
 from hubbub.secagg import Client, Session
 from hubbub.study import Slots
@@ -45,6 +45,13 @@ OwnSession = Callable[[int, int, bytes], Session]
 """(round, attempt, model bytes) -> the session as this participant knows it."""
 
 
+class Masking(NamedTuple):
+    """A participant's half of secure aggregation, and what its sessions must be bound to."""
+
+    client: Client
+    own_session: OwnSession
+
+
 class Participant:
     """One site in one run.
 
@@ -56,12 +63,12 @@ class Participant:
         slots: Its records.
         randomness: Of its secret sample and its noise.
         charge: Called with (round, attempt); returns once that attempt is durably charged, raises to refuse.
-        client: Its half of secure aggregation, with the same `charge`; None where sums are plain.
-        own_session: What a session must be bound to; with `client`.
+        masking: Its half of secure aggregation, with the same `charge`; None where sums are plain.
         is_elided: Whether its owner accepts that sums are made in the clear though the plan says otherwise.
+        last_mark: The last (round, attempt) that it answered in this run, before it was started again.
 
     Raises:
-        PlanError: The plan's thresholds are weaker than they must be.
+        PlanError: The plan is not what these settings allow, or its thresholds are weaker than they must be.
         RoundError: The plan needs secure aggregation, and there is no client.
     """
 
@@ -75,17 +82,17 @@ class Participant:
         slots: Slots,
         randomness: Randomness,
         charge: Charge,
-        client: Client | None = None,
-        own_session: OwnSession | None = None,
+        masking: Masking | None = None,
         is_elided: bool = False,
+        last_mark: tuple[int, int] = (0, 0),
     ) -> None:
-        if plan.secagg is not None:
-            plan.secagg.check()
-            if not is_elided and (client is None or own_session is None):
-                raise RoundError(
-                    f"{name}, must send masked vectors under this plan, found no client; nothing sent",
-                    hint="give it a client and its own session",
-                )
+        check_plan(plan, settings)
+        if not is_elided and plan.secagg != (masking.client.parameters if masking else None):
+            raise RoundError(
+                f"{name}, must send masked vectors as its plan says, found a client with other thresholds or none; "
+                "nothing sent",
+                hint="give it a client with the plan's thresholds",
+            )
         self.name = name
         self.run = run
         self._settings = settings
@@ -94,11 +101,9 @@ class Participant:
         self._slots = slots
         self._randomness = randomness
         self._charge = charge
-        self._client = client
-        self._own_session = own_session
+        self._masking = masking
         self._parameters: Float32[np.ndarray, " params"] | None = None
-        self._mark = (0, 0)
-        self._sent = set[int]()
+        self._mark = last_mark
 
     def receive(self, data: bytes, learner: Learner) -> bytes | None:
         """Answer one message of the coordinator; None where it needs no answer.
@@ -125,10 +130,10 @@ class Participant:
     def _open(self, opened: RoundOpened, learner: Learner) -> bytes | None:
         attempt = (opened.round_number, opened.attempt)
         self._check_planned(*attempt)
-        self._check_difference(opened.round_number)
         parameters = unpack_parameters(opened.parameters, self._plan.mechanism.dimension)
-        if self._client is not None and self._own_session is not None:
-            reply = self._client.open(opened.payload, self._own_session(*attempt, opened.parameters))
+        if self._masking is not None:
+            own = self._masking.own_session(*attempt, opened.parameters)
+            reply = self._masking.client.open(opened.payload, own)
             self._mark, self._parameters = attempt, parameters
             return reply
         if attempt <= self._mark:
@@ -151,28 +156,17 @@ class Participant:
                 hint="both sides must run the same plan",
             )
 
-    def _check_difference(self, round_number: int) -> None:
-        if round_number in self._sent and self._settings.privacy.differencing == "refused":
-            raise RoundError(
-                f"{self.name}, sends one masked vector in a round without noise, found round {round_number} again; "
-                "nothing sent",
-                hint='start a new run, or privacy.differencing = "accepted"',
-            )
-
     def _continue(self, message: RoundContinued, learner: Learner) -> bytes | None:
-        if self._client is None or self._parameters is None or (message.round_number, message.attempt) != self._mark:
+        if self._masking is None or self._parameters is None or (message.round_number, message.attempt) != self._mark:
             raise RoundError(
                 f"{self.name}, takes later messages of the attempt it answered last, found another's; nothing sent",
                 hint="a late message is dropped",
             )
-        reply = self._client.receive(message.payload)
-        if self._client.stage != "training":
+        reply = self._masking.client.receive(message.payload)
+        if self._masking.client.stage != "training":
             return reply
-        self._client.charge()
-        masked = self._client.mask(self._vector(self._parameters, learner))
-        if not self._plan.mechanism.sigma:
-            self._sent.add(message.round_number)
-        return masked
+        self._masking.client.charge()
+        return self._masking.client.mask(self._vector(self._parameters, learner))
 
     def _contribution(self, message: RoundOpened | RoundContinued, payload: bytes) -> bytes:
         return encode_message(

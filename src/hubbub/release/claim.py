@@ -74,9 +74,7 @@ class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
-def make_claim(
-    plan: Plan, settings: Settings, events: Sequence[Event], *, accounts: Accounts, is_test_public: bool
-) -> ReleaseClaim:
+def make_claim(plan: Plan, settings: Settings, events: Sequence[Event], *, accounts: Accounts) -> ReleaseClaim:
     """Fold a run's events into its claim.
 
     Args:
@@ -84,7 +82,6 @@ def make_claim(
         settings: The study.
         events: All events of the run, in order.
         accounts: The ledger as it is after the run.
-        is_test_public: Whether the test records are public.
     """
     start = next(event for event in events if isinstance(event, RunStarted))
     finish = next(event for event in events if isinstance(event, RunFinished))
@@ -122,7 +119,7 @@ def make_claim(
         lifetime=lifetime,
         claims=claims,
         unprotected=()
-        if is_test_public
+        if start.is_test_public
         else ("metrics on the test records; that these are disjoint from training is what study.py says",),
         not_covered=(
             "a participant against itself",
@@ -190,8 +187,8 @@ def _sentence(
         )
     if spent is None and settings.privacy.differencing == "accepted":
         return (
-            f"No noise was added, and rounds may be tried again: one participant's exact contribution can come out as "
-            f"the difference of two sums. No {unit} is protected, and this model must not be released."
+            f"No noise was added, and sums are over any survivors: one participant's exact contribution can come out "
+            f"as the difference of two sums. No {unit} is protected, and this model must not be released."
         )
     if spent is None:
         return f"No noise was added: no {unit} is protected against anybody, and this model must not be released."

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Bool
 
-from hubbub.errors import RoundError
+from hubbub.errors import InputError, RoundError
 from hubbub.secagg import agreement as agreed
 from hubbub.secagg.agreement import Graph, Roster
 from hubbub.secagg.keys import ExchangeKey, is_exchange_key
@@ -32,7 +32,7 @@ from hubbub.secagg.messages import (
     is_by,
     read,
 )
-from hubbub.secagg.parameters import Parameters
+from hubbub.secagg.parameters import Parameters, blocks_of
 
 Stage = Literal["adverted", "shared", "training", "charged", "masked", "consented", "unmasked"]
 Members = Bool[np.ndarray, " adverts"]
@@ -100,6 +100,12 @@ class Checks:
         self.name = name
         self._roster = roster
         self._parameters = parameters
+        if len(roster.members) > parameters.n:
+            raise InputError(
+                f"{name}, must have thresholds for its whole roster of {len(roster.members)}, found them for "
+                f"{parameters.n}; nothing sent",
+                hint="plan again with everybody in the roster",
+            )
         self._last_mark = last_mark
         self._pinned = pinned
         self._pinned_min = pinned_min
@@ -294,6 +300,15 @@ class Checks:
 
     def _check_threshold_in_survivors(self, held: Held, members: Members) -> None:
         self._check_threshold(held, held.graph, members, "survivors")
+
+    def _check_blocks(self, held: Held, members: Members) -> None:
+        """Without noise, nobody is in one sum and not in another without its whole block."""
+        inside = set(held.graph.named(members))
+        blocks = blocks_of(self._roster.members, self._parameters.block) if self._parameters.block else []
+        for block in blocks:
+            missing = sorted(set(block) - inside)
+            is_whole = len(missing) in (0, len(block))
+            self._require(is_whole, f"must find whole blocks of {len(block)} in a sum", f"one without {missing[:1]}")
 
     def _check_headers(self, held: Held, members: Members, signed: Sequence[Signed]) -> None:
         """Everybody whose shares this participant would reveal masked on this graph, and says so itself."""

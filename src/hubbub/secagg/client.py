@@ -130,6 +130,11 @@ class Client(Checks):
         self._mark = mark
         self._charge = charge
 
+    @property
+    def parameters(self) -> Parameters:
+        """The thresholds that it keeps to."""
+        return self._parameters
+
     # --- what a driver calls ---
 
     def open(self, data: bytes, own: Session) -> bytes | None:
@@ -146,7 +151,11 @@ class Client(Checks):
         """
         envelope = read(Envelope, data)
         if self._held is not None and envelope.session == self._held.id:
-            return self.receive(data)
+            self._check_opening(envelope, self._held.session)
+            session = self._held.session
+            head = {"log_size": session.log_size, "log_root": session.log_root}  # its own log may have grown since
+            self._check_session(session, msgspec.structs.replace(own, **head))
+            return self._again(self._held, envelope, data)
         session = read(Session, envelope.body)
         self._check_opening(envelope, session)
         self._check_session(session, own)
@@ -393,6 +402,7 @@ class Client(Checks):
         self._check_self_survives(held, members)
         self._check_survivors_number(held, members)
         self._check_threshold_in_survivors(held, members)
+        self._check_blocks(held, members)
         self._check_headers(held, members, message.headers)
         held.survivors = members
         held.survivors_hash = agreed.survivors_digest(

@@ -9,6 +9,7 @@ keys, opens a second sum with probability at most 2^-50 in a session.
 
 import hashlib
 import math
+from collections.abc import Collection
 from fractions import Fraction
 
 import msgspec
@@ -21,6 +22,9 @@ LARGEST_COMPLETE = 128
 LARGEST = 10_000
 SECRECY = -50.0
 """Log2 of the chance, per session, that more than one sum is opened: 2^-40 in 1024 sessions."""
+
+HONEST = 2
+"""Fewest honest participants in a sum, in a block, and among the shares of noise."""
 
 CORRECTNESS = -20.0
 """Log2 of the chance that the planned dropouts leave a survivor, or a dropped dealer, too few holders."""
@@ -42,6 +46,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         colluding: Corrupt keys c in the whole cohort.
         org_min: Fewest organisations in a session.
         dimension: Length d of every vector.
+        block: Participants who are in a sum together or not at all; 0: any survivors. Without noise two sums show
+            their difference, so every sum must be one of whole blocks (`blocks_of`).
     """
 
     n: int
@@ -52,6 +58,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     colluding: int
     org_min: int
     dimension: int
+    block: int = 0
 
     @property
     def hash(self) -> bytes:
@@ -82,6 +89,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         _within("cohort.minimum", self.u_min, (needed, n), one_sum)
         _within("secagg.n_min", self.n_min, (needed, n), one_sum)
         _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
+        _within("secagg.block", self.block, (self.colluding + HONEST, n) if self.block else (0, 0), "participants")
         _within("secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), "shares")
         adverts = np.arange(self.n_min, n + 1)
         if k and (reached := failure(adverts, self.colluding, k=k, t=self.threshold)) > SECRECY:
@@ -90,6 +98,19 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"2^{reached:.2f} with {self.threshold} of {k + 1} holders; nothing planned",
                 hint="neighbours = {}, threshold = {}".format(*search(n, self.n_min, self.colluding, n - self.n_min)),
             )
+
+
+def blocks_of(names: Collection[str], block: int) -> list[list[str]]:
+    """A roster in blocks of at least `block`, the same for every session and study of that roster.
+
+    In order of the hashes of their names, so that nobody chose its neighbours by choosing a name.
+
+    >>> [len(one) for one in blocks_of([f"site-{number}" for number in range(11)], 3)]
+    [3, 3, 5]
+    """
+    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ends = [*range(block, len(ordered) - block + 1, block), len(ordered)]
+    return [ordered[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True) if start < end]
 
 
 def majority(members: int, corrupt: int) -> int:
@@ -106,12 +127,14 @@ def choose(
     minimum: int | None = None,
     org_min: int = 1,
     distributed: bool = False,
+    in_blocks: bool = False,
 ) -> Parameters:
     """The thresholds of a plan for n participants, of whom `colluding` work with the server.
 
     A round still completes when the fraction `dropouts` leaves. `minimum` is the fewest inputs in a sum, by default
     nine in ten or what secrecy needs; `org_min` the fewest organisations in a session. With `distributed` noise
-    somebody counts as colluding: whoever subtracts its own share of it.
+    somebody counts as colluding: whoever subtracts its own share of it. `in_blocks`: sums are of whole blocks, and a
+    dropout takes its block along.
 
     Raises:
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
@@ -119,20 +142,29 @@ def choose(
     _within("cohort.size", n, (2 + distributed, LARGEST), "participants")
     _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
     dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
-    u_min = max(needed, n - n // 10) if minimum is None else minimum
+    block = colluding + HONEST if in_blocks else 0
+    lost = _lost(n, dropped, block)
+    least = n - (lost if in_blocks else n // 10)
     draft = Parameters(
-        n=n, n_min=max(n - dropped, needed), u_min=u_min, threshold=needed, neighbours=0,
-        colluding=colluding, org_min=org_min, dimension=dimension,
+        n=n, n_min=max(n - dropped, needed), u_min=max(needed, least) if minimum is None else minimum, threshold=needed,
+        neighbours=0, colluding=colluding, org_min=org_min, dimension=dimension, block=block,
     )  # fmt: skip
     draft.check()
-    if dropped > draft.survives:
-        fits = (
-            f"minimum = {n - dropped}" if n - dropped >= needed else f"dropouts = {1000 * draft.survives // n / 1000}"
-        )
-        left = f"found {dropouts!r}, which leaves {n - dropped}"
+    u_min = draft.u_min
+    if lost > draft.survives:
+        spared = max(count for count in range(n) if _lost(n, count, block) <= draft.survives)
+        fits = f"minimum = {n - lost}" if n - lost >= needed else f"dropouts = {1000 * spared // n / 1000}"
+        left = f"found {dropouts!r}, which leaves {max(n - lost, 0)}"
         raise PlanError(f"cohort.dropouts, must leave {u_min} of {n} participants, {left}; nothing planned", hint=fits)
     k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped)
     return msgspec.structs.replace(draft, neighbours=k, threshold=t)
+
+
+def _lost(n: int, dropped: int, block: int) -> int:
+    """Most inputs that so many dropouts take away: with blocks, the larger last one and then whole ones."""
+    if not block or not dropped:
+        return dropped
+    return min(n, block * dropped + n % block)
 
 
 def search(n: int, n_min: int, corrupt: int, dropped: int) -> tuple[int, int]:

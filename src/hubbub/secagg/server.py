@@ -54,7 +54,7 @@ from hubbub.secagg.messages import (
     read,
     write,
 )
-from hubbub.secagg.parameters import Parameters
+from hubbub.secagg.parameters import Parameters, blocks_of
 from hubbub.secagg.ring import add_masks, unpack
 
 Stage = Literal["advert", "share", "masked", "consent", "unmask", "done", "failed"]
@@ -328,7 +328,20 @@ class Server:
         return self._ask_each("consent", messages)
 
     def _choose_survivors(self, sent: Members) -> Members:
-        return self._shrink(self._graph, sent)
+        """The largest set in which each has its holders, and each block is whole or absent."""
+        members = self._shrink(self._graph, sent)
+        while (broken := self._broken_blocks(members)).any():
+            members = self._shrink(self._graph, members & ~broken)
+        return members
+
+    def _broken_blocks(self, members: Members) -> Members:
+        """Members whose block is not all there."""
+        inside, broken = set(self._graph.named(members)), np.zeros_like(members)
+        if self._parameters.block:
+            for block in blocks_of(self._roster.members, self._parameters.block):
+                if not inside.issuperset(block):
+                    broken |= np.isin(np.array(self._names), block)
+        return members & broken
 
     def _headers(self, dealers: Members) -> tuple[Signed, ...]:
         return tuple(self._answers["masked"][name] for name in self._graph.named(dealers))

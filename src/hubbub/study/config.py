@@ -67,7 +67,7 @@ class Privacy(Frozen, frozen=True):
     delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     noise_source: Literal["os", "float-simulation"] = "os"
     sums: Literal["masked", "clear"] | None = None
-    differencing: Literal["refused", "accepted"] = "refused"
+    differencing: Literal["blocks", "accepted"] = "blocks"
     max_norm: Norm = 1.0
     retries: Annotated[int, Meta(ge=0, le=10_000)] | None = None
 

@@ -1,0 +1,169 @@
+"""The run directory: what a run writes, and what it needs to go on after it was interrupted.
+
+    run.json              which run, whose study, whose home; locked while the run is alive
+    study.json            settings and lock, from which anybody makes the plan again
+    plan.json             the plan
+    snapshot.safetensors  the model after the last closed round
+    events.jsonl          the run's events: a copy of what is in the log, written again on resume
+    metrics.jsonl         metrics by round, from the events
+    model.safetensors, claim.json, report.html, checkpoint    at the end
+
+*Trust:* a copy; what counts is the log.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from hubbub.coordinator import Progress
+from hubbub.errors import InputError, RefusedError
+from hubbub.events import RoundClosed, decode_event, encode_event
+from hubbub.planning import Plan
+from hubbub.study import Lock, Study
+from hubbub.study.config import Settings
+
+FORMAT = 1
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """run.json: where a run belongs.
+
+    Args:
+        format: Version of this document.
+        run: The run's name.
+        study: Folder of the study; None for one that was made in a notebook.
+        home: Folder of the log.
+    """
+
+    format: int
+    run: str
+    study: str | None
+    home: str
+
+
+class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """study.json: the settings that were run, and the public sizes beside them."""
+
+    settings: Settings
+    lock: Lock
+
+
+class RunFolder:
+    """One run directory.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Make the directory, which must not be there yet."""
+        try:
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}, must be a new folder that can be made, {error.strerror or error}; "
+                "nothing trained, nothing spent",
+                hint="name another one with --out",
+            ) from None
+
+    def remove(self) -> None:
+        """Take the directory away again: nothing was run."""
+        for file in self.path.iterdir():
+            file.unlink()
+        self.path.rmdir()
+
+    def write_start(self, facts: RunFacts, study: Study, plan: Plan) -> None:
+        """Write what a run is bound to."""
+        lock = study.current_lock
+        assert lock is not None  # noqa: S101, there is a plan
+        self.write("study.json", as_json(StudyFacts(settings=study.settings, lock=lock)))
+        self.write("plan.json", as_json(plan))
+        self.write("run.json", as_json(facts))
+
+    def facts(self) -> RunFacts:
+        """Where the run belongs.
+
+        Raises:
+            InputError: The folder is no run directory.
+        """
+        try:
+            return msgspec.json.decode((self.path / "run.json").read_bytes(), type=RunFacts)
+        except (OSError, msgspec.DecodeError) as error:
+            raise InputError(
+                f"{self.path}, must be a run directory, {error}", hint="name the folder that `hubbub run` made"
+            ) from None
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Keep the run to this process.
+
+        Raises:
+            RefusedError: Another process is running it; nothing done.
+        """
+        with (self.path / "run.json").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RefusedError(
+                    f"{self.path}, is being run by another process; nothing done, nothing spent",
+                    hint="wait until it has ended",
+                ) from None
+            yield
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file, all of it or none."""
+        path = self.path / name
+        new = path.with_name(name + ".new")
+        new.write_bytes(content)
+        new.replace(path)
+        return path
+
+    def write_snapshot(self, progress: Progress, closed: RoundClosed) -> None:
+        """Keep the model after a round. Written before its closing event, so that resuming finds both or this."""
+        arrays = {"parameters": progress.parameters}
+        if progress.velocity is not None:
+            arrays["velocity"] = progress.velocity
+        self.write("snapshot.safetensors", save(arrays, metadata={"closed": encode_event(closed).decode()}))
+
+    def read_snapshot(self, plan: Plan) -> tuple[Progress, RoundClosed] | None:
+        """The model after the last closed round, and that round's closing event; None before the first.
+
+        Raises:
+            InputError: The snapshot is damaged, or of another model.
+        """
+        path = self.path / "snapshot.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "numpy") as file:
+                closed = decode_event((file.metadata() or {})["closed"])
+                arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            parameters, velocity = arrays["parameters"], arrays.get("velocity")
+        except (OSError, SafetensorError, KeyError, InputError) as error:
+            raise _damaged(path, str(error)) from None
+        wanted = (plan.mechanism.dimension,)
+        if parameters.shape != wanted or parameters.dtype != np.float32 or not isinstance(closed, RoundClosed):
+            raise _damaged(path, f"parameters of shape {parameters.shape}")
+        return Progress(parameters, velocity, closed.round_number + 1), closed
+
+
+def as_json(value: object) -> bytes:
+    """A value as JSON for people and programs."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def _damaged(path: Path, found: str) -> InputError:
+    return InputError(
+        f"{path}, must be the snapshot of this run, {found}; nothing trained, nothing spent",
+        hint="restore it from a copy, or start a new run",
+    )
