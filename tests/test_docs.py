@@ -1,7 +1,10 @@
 """The documents say what the code does, by name."""
 
 import argparse
+import os
 import re
+import subprocess
+import sys
 import tomllib
 import typing
 from pathlib import Path
@@ -13,6 +16,7 @@ import hubbub
 from hubbub.cli.arguments import COMMANDS, _parser
 from hubbub.engine import embedded, home
 from hubbub.events import AnyEvent
+from hubbub.governance import read_policy
 from hubbub.study.code import Code
 from hubbub.study.config import Column, Settings
 
@@ -62,6 +66,8 @@ def test_each_command_and_option_is_documented(words):
         part += section(page, "Options of all three budget actions")
     if words[0] == "log":
         part += section(page, "Options of the log actions on a home")
+    if words[0] in {"keys", "federation", "dataset", "propose", "approve", "approvals", "incident"}:
+        part += section(page, "Options of all commands from keys to incident")
     for action in parser._actions:
         names = [name for name in action.option_strings if name not in {"-h", "--help"}]
         assert all(f"| `{name}" in part for name in names), names
@@ -226,3 +232,27 @@ def test_the_glossary_is_in_order_and_says_each_word_once():
     words = [row[0] for row in rows(read("docs/glossary.md"))][1:]
     assert words == sorted(words, key=str.lower)
     assert len(words) == len(set(words))
+
+
+@pytest.mark.slow
+def test_the_how_to_of_approvals_runs_as_it_is_written(tmp_path):
+    script = tmp_path / "approve.sh"
+    script.write_text("set -euo pipefail\n" + "\n".join(blocks("docs/how-to/approve.md", "sh")))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "propose-study my-study: in force" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_site_policy_of_the_how_to_is_one(tmp_path):
+    (policy,) = blocks("docs/how-to/approve.md", "toml")
+    (tmp_path / "site.toml").write_text(policy)
+    assert read_policy(tmp_path / "site.toml").epsilon == 3.0

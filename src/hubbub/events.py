@@ -140,6 +140,18 @@ class RunFinished(Event, frozen=True, tag="run-finished"):
     model_hash: Released[str]
 
 
+class Proposed(Event, frozen=True, tag="proposed"):
+    """Somebody asks for what needs permission: a signed envelope, valid where it stands in the log."""
+
+    envelope: Public[str]
+
+
+class Decided(Event, frozen=True, tag="decided"):
+    """Somebody approves or denies exactly one proposal's bytes: a signed envelope."""
+
+    envelope: Public[str]
+
+
 AnyEvent = (
     RunStarted
     | RunResumed
@@ -152,6 +164,8 @@ AnyEvent = (
     | RoundFailed
     | Evaluated
     | RunFinished
+    | Proposed
+    | Decided
 )
 
 _decoder = msgspec.json.Decoder(AnyEvent)

@@ -213,6 +213,27 @@ RULES = {
         "study: training.momentum, plain 'fedavg' has no server momentum, found 0.5",
         'algorithm = "fedavgm"',
     ),
+    "a review after the last round": (
+        changed(governance__reviews=[20, 60]),
+        (
+            "study: governance.reviews, must be round numbers in ascending order below training.rounds = 60, "
+            "found [20, 60]"
+        ),
+        "reviews = [30]",
+    ),
+    "one review twice": (
+        changed(governance__reviews=[20, 20]),
+        (
+            "study: governance.reviews, must be round numbers in ascending order below training.rounds = 60, "
+            "found [20, 20]"
+        ),
+        "reviews = [30]",
+    ),
+    "a review of the only round": (
+        changed(governance__reviews=[1], training__rounds=1, privacy__retries=0),
+        "study: governance.reviews, must be round numbers in ascending order below training.rounds = 1, found [1]",
+        "leave reviews out: there is one round",
+    ),
     "more retries than rounds": (
         changed(privacy__retries=61),
         "study: privacy.retries, must not exceed training.rounds, found 61",
@@ -229,7 +250,8 @@ def test_settings_that_cannot_be_meant_together_are_refused(document, message, h
 VALUES = {
     "study__name": ("Heart!", "must be str matching regex '^[a-z0-9][a-z0-9-]{0,62}$'", "lower case letters, digits"),
     "study__seed": (-1, "must be int >= 0", "leave it out for the default, 0"),
-    "study__purpose": ("", "must be str of length >= 1", "leave it out for the default, 'unspecified'"),
+    "study__purpose": ("reserch", "must be one of 'research', 'care'", "did you mean 'research'?"),
+    "governance__reviews": ([0], "study: governance.reviews.0, must be int >= 1", "reviews = [20, 40]"),
     "study__code": ("../x.py", "must be str matching regex", "leave it out for the default, 'study.py'"),
     "data__x": (3, "must be a table", 'x = { dtype = "float32", shape = [30] }'),
     "data__x__shape": ([0], "study: data.x.shape.0, must be int >= 1", "shape = [30]"),

@@ -21,12 +21,29 @@ a study, from nothing to a model:
   hubbub resume RUN            go on after an interruption
   hubbub budget show           what the datasets have spent
   hubbub log show              what happened, provably
+  hubbub approvals             what waits for whose permission
 """
 
 _CODES = "exit codes: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed"
 
 
-COMMANDS = ("new", "check", "plan", "run", "resume", "stop", "budget", "log")
+COMMANDS = (
+    "new",
+    "check",
+    "plan",
+    "run",
+    "resume",
+    "stop",
+    "budget",
+    "log",
+    "keys",
+    "federation",
+    "dataset",
+    "propose",
+    "approve",
+    "approvals",
+    "incident",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,6 +90,7 @@ def _parser() -> _Parser:
     _add_study_commands(commands)
     _add_budget_commands(commands)
     _add_log_commands(commands)
+    _add_governance_commands(commands)
     return parser
 
 
@@ -96,6 +114,23 @@ def _lazy(module: str, function: str) -> Command:
         getattr(importlib.import_module(f"hubbub.cli.{module}"), function)(options)
 
     return command
+
+
+def _add_governance_commands(commands: Any) -> None:
+    from hubbub.cli.governance_arguments import add_governance_commands
+
+    def group(name: str, summary: str) -> Any:
+        return _group(commands, name, summary)
+
+    def add(actions: Any, name: str, summary: str, function: str, module: str = "governance") -> _Parser:
+        return _add(actions, name, summary, _lazy(module, function))
+
+    add_governance_commands(group, add, commands)
+
+
+def _group(commands: Any, name: str, summary: str) -> Any:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_CODES)
+    return parser.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
 
 
 def _add(commands: Any, name: str, summary: str, command: Command) -> _Parser:
@@ -138,13 +173,7 @@ def _add_study_commands(commands: Any) -> None:
 
 
 def _add_budget_commands(commands: Any) -> None:
-    budget = commands.add_parser(
-        "budget",
-        help="what datasets may spend and have spent",
-        epilog=_CODES,
-        description="What datasets may spend and have spent.",
-    )
-    actions = budget.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
+    actions = _group(commands, "budget", "what datasets may spend and have spent")
 
     show = _add(actions, "show", "show what each dataset has spent, and has left", _lazy("budget", "show"))
     grant = _add(actions, "grant", "allow datasets to spend more", _lazy("budget", "grant"))
@@ -177,10 +206,7 @@ def _add_home(parser: _Parser, what: str) -> None:
 
 
 def _add_log_commands(commands: Any) -> None:
-    log = commands.add_parser(
-        "log", help="what happened, provably", epilog=_CODES, description="What happened, provably."
-    )
-    actions = log.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
+    actions = _group(commands, "log", "what happened, provably")
 
     show = _add(actions, "show", "show the log's head, key and last entries", _lazy("log", "show"))
     show.add_argument("--last", type=int, default=10, metavar="N", help="how many entries (default: 10)")

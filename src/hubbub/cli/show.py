@@ -22,10 +22,13 @@ from hubbub.events import (
     BudgetGranted,
     BudgetReserved,
     BudgetSettled,
+    Decided,
     Evaluated,
     Event,
+    Proposed,
     RoundClosed,
 )
+from hubbub.governance.statement import Proposal, read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 
@@ -214,8 +217,17 @@ def _words(event: AnyEvent) -> str:
             return f"run {event.run}: round {_at(event)}"
         case BudgetSettled():
             return f"run {event.run}: {event.charged} attempts charged"
+        case Proposed() | Decided():
+            return _signed(event.envelope)
         case _:
             return ""
+
+
+def _signed(envelope: str) -> str:
+    signed = read(envelope)
+    what = signed.predicate
+    said = what.act.kind if isinstance(what, Proposal) else f"{what.verdict} {signed.about[:12]}"
+    return f"key {signed.envelope.key_id}: {said}"
 
 
 def _at(event: AnyEvent) -> str:

@@ -24,6 +24,10 @@ WIDEST = 60
 """Most characters of a wrong value that an error repeats."""
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Purpose = Literal[
+    "research", "care", "quality", "public-health", "statistics", "education", "fraud-prevention", "security", "product"
+]
+"""What data may be used for; a dataset's owner allows some of these, a study has one."""
 
 
 class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +39,7 @@ class Header(Frozen, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
-    purpose: Annotated[str, Meta(min_length=1, max_length=200)] = "unspecified"
+    purpose: Purpose = "research"
     code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.py$")] = "study.py"
 
 
@@ -118,6 +122,12 @@ class Attack(Frozen, frozen=True):
     release: Literal["none"] = "none"
 
 
+class Governance(Frozen, frozen=True):
+    """`[governance]`: where a run waits for people."""
+
+    reviews: tuple[Count, ...] = ()
+
+
 class Speed(Frozen, frozen=True):
     """`[speed]`: never part of what is approved, never changes a result."""
 
@@ -136,6 +146,7 @@ class Settings(Frozen, frozen=True):
     sampling: Sampling = Sampling()
     success: Success = Success()
     attack: Attack = Attack()
+    governance: Governance = Governance()
     speed: Speed = Speed()
 
     def approved_hash(self) -> str:
@@ -264,15 +275,16 @@ _EXAMPLES = {
     "sampling.probability": "probability = 0.25",
     "training.rounds": "rounds = 60",
     "training.learning_rate": "learning_rate = 1.0",
+    "governance.reviews": "reviews = [20, 40]",
     "success.accuracy": "accuracy = 0.9",
     "success.loss": "loss = 0.5",
 }
 
 
 def _example(keys: list[str]) -> str:
-    for length in {len(keys), min(len(keys), 3)}:  # the key itself, or the list it stands in
-        if example := _EXAMPLES.get(".".join(keys[:length])):
-            return example
+    named = (key for key in keys if not key.isdigit())  # a value in a list is told by the list's example
+    if example := _EXAMPLES.get(".".join(named)):
+        return example
     struct = _struct_at(keys[:-1])
     defaults = {field.name: field.default for field in msgspec.structs.fields(struct)}
     default = defaults.get(keys[-1], msgspec.NODEFAULT) if keys else msgspec.NODEFAULT

@@ -15,7 +15,7 @@ def check_rules(settings: Settings, source: str) -> None:
     Raises:
         StudyError: With where, rule, found and a hint.
     """
-    for rules in (_privacy, _sums, _cohort, _sampling, _training):
+    for rules in (_privacy, _sums, _cohort, _sampling, _training, _governance):
         for where, rule, found, hint in rules(settings):
             raise StudyError(f"{source}: {where}, {rule}, found {found}", hint=hint)
 
@@ -180,4 +180,15 @@ def _training(settings: Settings) -> type_of_rule:
             "must not exceed training.rounds",
             repr(privacy.retries),
             f"retries = {max(2, math.ceil(training.rounds / 100))}",
+        )
+
+
+def _governance(settings: Settings) -> type_of_rule:
+    reviews, rounds = settings.governance.reviews, settings.training.rounds
+    if list(reviews) != sorted(set(reviews)) or (reviews and reviews[-1] >= rounds):
+        yield (
+            "governance.reviews",
+            f"must be round numbers in ascending order below training.rounds = {rounds}",
+            repr(list(reviews)),
+            f"reviews = [{max(1, rounds // 2)}]" if rounds > 1 else "leave reviews out: there is one round",
         )

@@ -1,0 +1,310 @@
+"""keys, federation, dataset, propose, approve, approvals, incident: each signs or shows one thing."""
+
+import argparse
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from hubbub.cli.budget import chosen_home
+from hubbub.engine.home import VARIABLE, open_log, salts
+from hubbub.errors import InputError
+from hubbub.eventlog import EventLog
+from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
+from hubbub.governance.acts import (
+    AcknowledgeIncident,
+    AnyAct,
+    CloseIncident,
+    EnrolKey,
+    FoundFederation,
+    OpenIncident,
+    PassReview,
+    ProposeStudy,
+    RaiseBudget,
+    RegisterDataset,
+    ReleaseModel,
+    RevokeKey,
+    RotateKey,
+    StopRun,
+)
+from hubbub.governance.keys import read_card, write_card
+from hubbub.governance.roles import Tightening, packaged, read_tightening
+from hubbub.governance.state import Case
+from hubbub.governance.statement import decide, propose, read
+
+DAY = 86_400
+SHORT = 12
+"""Digits of an id that tables show; any beginning of it that is unique can be typed."""
+
+
+# --- keys
+
+
+def keys_new(options: argparse.Namespace) -> None:
+    """Make three keys and a card."""
+    keys = new_keys(options.name, organisation=options.organisation, role=options.role)
+    folder = Path(options.out)
+    keys.save(folder / f"{options.name}.key")
+    write_card(keys.card, folder / f"{options.name}.card")
+    print(f"wrote {folder / options.name}.key, which is yours alone, and {folder / options.name}.card, for everybody")
+
+
+def keys_rotate(options: argparse.Namespace) -> None:
+    """Make new keys and ask for them in place of one's own."""
+    old = load_keys(Path(options.key))
+    new = new_keys(old.card.name, organisation=old.card.organisation, role=old.card.role)
+    new.save(Path(options.out))
+    _propose(options, RotateKey(key=old.card.key_id, card=new.card))
+
+
+def keys_revoke(options: argparse.Namespace) -> None:
+    """Ask that a key ends."""
+    _propose(options, RevokeKey(key=options.holder, reason=options.reason))
+
+
+# --- the federation
+
+
+def federation_found(options: argparse.Namespace) -> None:
+    """Ask all founders to begin."""
+    cards = tuple(read_card(Path(path)) for path in options.cards)
+    tighter = read_tightening(Path(options.tighten)) if options.tighten else Tightening()
+    _propose(options, FoundFederation(name=options.name, cards=cards, roles=packaged()[1], tighter=tighter))
+
+
+# --- datasets
+
+
+def dataset_register(options: argparse.Namespace) -> None:
+    """Ask that a dataset is known, under an id minted here."""
+    act = RegisterDataset(
+        dataset=secrets.token_hex(16),
+        participant=options.participant,
+        organisation=load_keys(Path(options.key)).card.organisation,
+        purposes=tuple(options.purpose),
+        retention=options.retention,
+        epsilon=options.epsilon,
+        delta=options.delta,
+        unit=options.unit,
+        unit_column=options.unit_column,
+        version_of=options.version_of and found(options.version_of, state_of(options)[0].datasets, "a dataset"),
+        is_disjoint=options.disjoint,
+    )
+    _propose(options, act)
+
+
+def dataset_sweep(options: argparse.Namespace) -> None:
+    """Delete what is past its last day, and say so in the log."""
+    keys, records = load_keys(Path(options.key)), Path(options.records)
+
+    def delete(dataset: str, _participant: str) -> None:
+        path = records / dataset
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    log = _log(options)
+    try:
+        now = int(time.time())
+        envelopes = sweep(log.fold(Federation), keys, now, delete)
+        log.append(lambda: [log.fold(Federation).event(envelope, now) for envelope in envelopes])
+    finally:
+        log.close()
+    print(f"erased {len(envelopes)} datasets")
+
+
+# --- proposals
+
+
+def propose_study(options: argparse.Namespace) -> None:
+    """Ask for runs of a study's plan on registered data."""
+    from hubbub.engine import prepare
+    from hubbub.participant import commit
+    from hubbub.planning import make_plan
+    from hubbub.study import load_study
+
+    prepared = prepare(load_study(options.study))
+    plan, settings = make_plan(prepared.study), prepared.study.settings
+    state, home = state_of(options)
+    salt = salts(home, prepared.slots)
+    act = ProposeStudy(
+        study=plan.study,
+        study_hash=plan.study_hash,
+        code_hash=plan.code_hash,
+        plan_hash=plan.hash,
+        data={_dataset_of(state, name): commit(slots, salt[name]) for name, slots in prepared.slots.items()},
+        purpose=settings.study.purpose,
+        terms=terms_of(settings, minimum=plan.minimum),
+        change=options.change,
+        changes=found(options.changes, state.cases, "a proposal") if options.changes else None,
+    )
+    _propose(options, act)
+
+
+def propose_release(options: argparse.Namespace) -> None:
+    """Ask to give a finished run's model to others."""
+    folder = Path(options.folder)
+    try:
+        model, claim = (folder / "model.safetensors").read_bytes(), (folder / "claim.json").read_bytes()
+        run = msgspec.json.decode(claim, type=dict[str, object])["run"]
+    except (OSError, KeyError, msgspec.DecodeError) as error:
+        raise InputError(
+            f"{folder}, must be the directory of a finished run, {error}; nothing recorded", hint="hubbub run STUDY"
+        ) from None
+    hashes = {"model_hash": hashlib.sha256(model).hexdigest(), "claim_hash": hashlib.sha256(claim).hexdigest()}
+    _propose(options, ReleaseModel(run=str(run), **hashes))
+
+
+def propose_budget(options: argparse.Namespace) -> None:
+    """Ask that a dataset may spend more."""
+    state, _ = state_of(options)
+    dataset = found(options.dataset, state.datasets, "a dataset")
+    _propose(options, RaiseBudget(dataset=dataset, epsilon=options.epsilon))
+
+
+def propose_key(options: argparse.Namespace) -> None:
+    """Ask that a new holder may act, or an old one under new keys."""
+    card = read_card(Path(options.card))
+    _propose(options, RotateKey(key=options.replaces, card=card) if options.replaces else EnrolKey(card=card))
+
+
+def propose_review(options: argparse.Namespace) -> None:
+    """Ask that a run goes on."""
+    _propose(options, PassReview(run=options.run, round_number=options.round_number))
+
+
+def propose_stop(options: argparse.Namespace) -> None:
+    """End a run for good."""
+    _propose(options, StopRun(run=options.run))
+
+
+# --- decisions
+
+
+def approve(options: argparse.Namespace) -> None:
+    """Approve or deny exactly one proposal's bytes."""
+    keys, log, now = load_keys(Path(options.key)), _log(options), int(time.time())
+    try:
+        cases = log.fold(Federation).cases
+        case = cases[found(options.case, cases, "a proposal")]
+        days = options.expires if options.expires is not None else case.rule.expires_days
+        envelope = decide(
+            case.id,
+            keys.identity,
+            at=now,
+            expires=max(0, now + days * DAY),
+            verdict="deny" if options.deny else "approve",
+            conditions=tuple(options.condition),
+        )
+        _append(log, envelope, now, case.id)
+    finally:
+        log.close()
+
+
+# --- incidents
+
+
+def incident_open(options: argparse.Namespace) -> None:
+    """Say that something is wrong."""
+    _propose(options, OpenIncident(severity=options.severity, summary=options.summary, run=options.run))
+
+
+def incident_acknowledge(options: argparse.Namespace) -> None:
+    """Say that somebody is at it."""
+    state, _ = state_of(options)
+    _propose(options, AcknowledgeIncident(incident=found(options.incident, state.incidents, "an incident")))
+
+
+def incident_close(options: argparse.Namespace) -> None:
+    """Ask that an incident is over."""
+    state, _ = state_of(options)
+    incident = found(options.incident, state.incidents, "an incident")
+    _propose(options, CloseIncident(incident=incident, summary=options.summary))
+
+
+# --- the log, and what is printed
+
+
+def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
+    home = chosen_home(options)
+    if must_exist and not (home / "log.db").exists():
+        raise InputError(
+            f"{home}, must hold a log, found none; nothing recorded",
+            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
+        )
+    return open_log(home)
+
+
+def state_of(options: argparse.Namespace) -> tuple[Federation, Path]:
+    """The state as it is, and the home that it is of."""
+    log = _log(options)
+    try:
+        return log.fold(Federation), log.path.parent
+    finally:
+        log.close()
+
+
+def _propose(options: argparse.Namespace, act: AnyAct) -> None:
+    """Sign an act and record it, if it may be recorded.
+
+    Raises:
+        InputError: A value was typed that no act may hold.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(act), type(act))
+    except msgspec.ValidationError as error:
+        raise InputError(f"{act.kind}, {error}; nothing recorded", hint="hubbub propose --help") from None
+    keys = load_keys(Path(options.key))
+    log, now = _log(options, must_exist=not isinstance(act, FoundFederation)), int(time.time())
+    try:
+        days = log.fold(Federation).rule(act, keys.card.key_id).expires_days
+        days = options.expires if options.expires is not None else days
+        envelope = propose(act, keys.identity, at=now, expires=max(0, now + days * DAY))
+        _append(log, envelope, now, read(envelope).id)
+    finally:
+        log.close()
+
+
+def _append(log: EventLog, envelope: str, now: int, case: str) -> None:
+    log.append(lambda: [log.fold(Federation).event(envelope, now)])
+    state = log.fold(Federation)
+    recorded = state.cases[case]
+    standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
+    print(f"{case[:SHORT]}: {title(recorded)}: {standing}" + (f", waits for {waits}" if standing == "pending" else ""))
+
+
+def found(beginning: str, known: Mapping[str, object], what: str) -> str:
+    """The only id that begins so."""
+    fitting = [key for key in known if key.startswith(beginning)]
+    if len(fitting) != 1:
+        number = f"{len(fitting)} of them" if fitting else "none"
+        raise InputError(f"{beginning!r}, must begin the id of {what}, found {number}", hint="hubbub approvals --json")
+    return fitting[0]
+
+
+def _dataset_of(state: Federation, participant: str) -> str:
+    """The newest dataset that a participant holds."""
+    held = [
+        key
+        for key, known in state.datasets.items()
+        if known.registered.participant == participant and not known.is_erased
+    ]
+    if not held:
+        raise InputError(
+            f"{participant}, must hold a registered dataset, found none; nothing recorded",
+            hint=f"hubbub dataset register {participant} --help",
+        )
+    return held[-1]
+
+
+def title(case: Case) -> str:
+    """What a proposal asks for, in a few words."""
+    names = ("study", "run", "dataset", "name", "summary", "key")
+    about = next((getattr(case.act, name) for name in names if hasattr(case.act, name)), "")
+    card = getattr(case.act, "card", None)
+    return f"{case.act.kind} {about or (card.name if card else '')}".strip()

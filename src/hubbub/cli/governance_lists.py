@@ -1,0 +1,159 @@
+"""What the commands of governance show: keys, datasets, incidents, what waits for whom."""
+
+import argparse
+import datetime as dt
+import time
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hubbub.cli import show as view
+from hubbub.cli.governance import SHORT, found, state_of, title
+from hubbub.governance import Federation
+from hubbub.governance.state import Case
+
+
+def keys_list(options: argparse.Namespace) -> None:
+    """List every key that was ever in force."""
+    state, _ = state_of(options)
+    rows = [
+        {
+            "key": key,
+            "name": holder.card.name,
+            "organisation": holder.card.organisation,
+            "role": holder.card.role,
+            "epoch": holder.epoch,
+            "standing": holder.reason or "in force",
+        }
+        for key, holder in state.holders.items()
+    ]
+    _print_rows(rows, ("key", "name", "organisation", "role", "epoch", "standing"), as_json=options.json)
+
+
+def federation_show(options: argparse.Namespace) -> None:
+    """Show who belongs to a federation and how many it has of what."""
+    state, _ = state_of(options)
+    roster = state.roster()
+    shown = {
+        "name": state.name or "sandbox: nothing is founded, everything is automatic",
+        "id": state.id,
+        "epoch": state.epoch,
+        "roster": roster.hash,
+        "participants": [card.name for card in roster.members],
+        "people": [
+            f"{card.name}, {card.role} of {card.organisation}" for card in state.in_force() if card.role != "node"
+        ],
+        "datasets": len(state.datasets),
+        "runs": len(state.runs),
+        "incidents": len(state.incidents),
+    }
+    if options.json:
+        view.json(shown)
+        return
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in shown.items():
+        table.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+    Console().print(table)
+
+
+def dataset_list(options: argparse.Namespace) -> None:
+    """List every dataset."""
+    state, _ = state_of(options)
+    rows = [
+        {
+            "dataset": key if options.json else key[:SHORT],
+            "held by": f"{known.registered.participant} of {known.registered.organisation}",
+            "purposes": ", ".join(known.registered.purposes),
+            "until": str(known.registered.retention),
+            "budget": str(state.budgets[known.account]).removeprefix("budget of "),
+            "standing": "erased" if known.is_erased else "kept",
+        }
+        for key, known in state.datasets.items()
+    ]
+    headers = ("dataset", "held by", "purposes", "until", "budget", "standing")
+    _print_rows(rows, headers, as_json=options.json)
+
+
+def approvals(options: argparse.Namespace) -> None:
+    """Show what waits for whom, and what is late; or one proposal whole."""
+    state, _ = state_of(options)
+    now = int(time.time())
+    if options.case:
+        case = state.cases[found(options.case, state.cases, "a proposal")]
+        view.json(_whole(state, case, now))
+        return
+    rows = [
+        {
+            "id": case.id if options.json else case.id[:SHORT],
+            "asks for": title(case),
+            "asked by": f"{case.proposer.name}, {case.proposer.role} of {case.proposer.organisation}",
+            "waits for": ", ".join(map(str, state.missing(case, now))),
+            "until": _day(case.proposal.expires),
+        }
+        for case in state.pending(now)
+    ]
+    rows += [
+        {
+            "id": late.id if options.json else late.id[:SHORT],
+            "asks for": f"late: {late.kind}",
+            "asked by": "",
+            "waits for": f"1 {late.role}" + (f" of {late.organisation}" if late.organisation else ""),
+            "until": _day(late.deadline),
+        }
+        for late in state.due(now)
+    ]
+    _print_rows(rows, ("id", "asks for", "asked by", "waits for", "until"), as_json=options.json)
+
+
+def incident_list(options: argparse.Namespace) -> None:
+    """List every incident and how soon it was acknowledged."""
+    state, _ = state_of(options)
+    rows = [
+        {
+            "id": key if options.json else key[:SHORT],
+            "severity": item.severity,
+            "summary": item.summary,
+            "run": item.run,
+            "opened": _day(item.opened_at)[:10],
+            "seen after": _minutes(item.opened_at, item.acknowledged_at),
+            "closed after": _minutes(item.opened_at, item.closed_at),
+        }
+        for key, item in state.incidents.items()
+    ]
+    headers = ("id", "severity", "summary", "run", "opened", "seen after", "closed after")
+    _print_rows(rows, headers, as_json=options.json)
+
+
+def _whole(state: Federation, case: Case, now: int) -> dict[str, object]:
+    return {
+        "id": case.id,
+        "standing": state.standing(case, now),
+        "asked_by": case.proposer,
+        "proposal": case.proposal,
+        "decisions": {card.name: decision for card, decision in case.decisions.values()},
+        "waits_for": [str(missing) for missing in state.missing(case, now)],
+    }
+
+
+def _day(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _minutes(start: int, end: int | None) -> str:
+    return "" if end is None else f"{(end - start) / 60:.0f} min"
+
+
+def _print_rows(rows: Sequence[Mapping[str, object]], headers: tuple[str, ...], *, as_json: bool) -> None:
+    if as_json:
+        view.json(rows)
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(header, no_wrap=header == headers[0], overflow="fold")  # ids are typed again
+    for row in rows:
+        table.add_row(*(str(row[header]) for header in headers))
+    Console().print(table)

@@ -1,0 +1,34 @@
+"""Retention that happens: what is past its last day is deleted, and the log says so."""
+
+from collections.abc import Callable
+
+from hubbub.governance.acts import EraseDataset
+from hubbub.governance.admission import DAY
+from hubbub.governance.federation import Federation
+from hubbub.governance.keys import Keys
+from hubbub.governance.statement import propose
+
+Delete = Callable[[str, str], None]
+"""Deletes the records of a dataset, given its id and its participant; also if they are already gone."""
+
+
+def sweep(federation: Federation, keys: Keys, now: int, delete: Delete) -> list[str]:
+    """Delete every dataset of the key's organisation that is past its last day.
+
+    The records go first: a crash in between leaves them due, and the next sweep says so again.
+
+    Args:
+        federation: The state as it is.
+        keys: Of an owner, or of a node of the owner.
+        now: Seconds since 1970.
+        delete: Deletes one dataset's records.
+
+    Returns:
+        Envelopes that say what was erased, to be recorded.
+    """
+    envelopes: list[str] = []
+    for due in federation.due(now):
+        if due.kind == "retention" and due.organisation == keys.card.organisation:
+            delete(due.id, federation.datasets[due.id].registered.participant)
+            envelopes.append(propose(EraseDataset(dataset=due.id), keys.identity, at=now, expires=now + DAY))
+    return envelopes
