@@ -62,13 +62,7 @@ def verify_bundle(
         VerificationError: The first thing that does not add up.
     """
     with_policy = policy is not None
-    try:
-        public = read_public_key(folder / PUBLIC_KEY)
-    except InputError as error:
-        raise _failure(PUBLIC_KEY, error.message) from None
-    key = fingerprint(public)
-    verify_folder(folder, public, folder / SIGNATURE)
-    verify_folder(folder / "model", public, folder / MODEL_SIGNATURE)
+    key = _check_files(folder)
     yield Check("files", f"exactly those that were signed, by key {key[:16]}")
 
     note, bodies = tiles.read_export(folder / "log")
@@ -99,6 +93,17 @@ def verify_bundle(
         again = claim_from_log(events, released.run, plan, facts.settings)
         yield Check("recomputed claim", _compare(claim, again))
     return claim
+
+
+def _check_files(folder: Path) -> str:
+    """Every file is signed, and no other is there; returns the key's fingerprint."""
+    try:
+        public = read_public_key(folder / PUBLIC_KEY)
+        verify_folder(folder, public, folder / SIGNATURE)
+        verify_folder(folder / "model", public, folder / MODEL_SIGNATURE)
+        return fingerprint(public)
+    except InputError as error:
+        raise VerificationError(f"bundle: {error.message}; this release is not verified", hint=error.hint) from None
 
 
 def _check_acts(events: Sequence[AnyEvent], released: ModelReleased) -> str:

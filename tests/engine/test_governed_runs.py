@@ -1,0 +1,284 @@
+"""A federation of three clinics, a board and a lab: no run and no release without everybody who must say yes."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hubbub
+from hubbub.engine.heads import Heads, witness_policy
+from hubbub.engine.home import cosignatures, open_log, open_log_key, salts
+from hubbub.engine.prepare import prepare
+from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingError
+from hubbub.events import BudgetGranted, RoundClosed
+from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of
+from hubbub.governance.acts import (
+    FoundFederation,
+    PassReview,
+    ProposeStudy,
+    RaiseBudget,
+    RegisterDataset,
+    ReleaseModel,
+    StopRun,
+)
+from hubbub.governance.roles import packaged
+from hubbub.participant import commit
+from hubbub.planning import make_plan
+from hubbub.tlog.keys import COSIGNATURE, Signer
+from hubbub.tlog.witness import Witness, ask
+
+SITES = ("a", "b", "c")
+DAY = 86_400
+
+
+class World:
+    """Everybody's keys, and the log they share."""
+
+    def __init__(self, home, make_study, settings):
+        self.home, self.make_study, self.settings = home, make_study, settings
+        people = {f"owner-{site}": (f"clinic-{site}", "data-owner") for site in SITES}
+        people |= {site: (f"clinic-{site}", "node") for site in SITES}
+        people |= {"officer": ("board", "privacy-officer"), "scientist": ("lab", "data-scientist")}
+        people |= {"operator": ("it", "operator")}
+        self.keys = {name: new_keys(name, organisation=org, role=role) for name, (org, role) in people.items()}
+        self.owners = [f"owner-{site}" for site in SITES]
+
+    def act(self, who, act):
+        """Propose; returns the case."""
+        log, now = open_log(self.home), int(time.time())
+        try:
+            envelope = propose(act, self.keys[who].identity, at=now, expires=now + 30 * DAY)
+            log.append(lambda: [log.fold(Federation).event(envelope, now)])
+            return read(envelope).id
+        finally:
+            log.close()
+
+    def approve(self, case, *people, verdict="approve"):
+        log, now = open_log(self.home), int(time.time())
+        try:
+            for who in people:
+                envelope = decide(case, self.keys[who].identity, at=now, expires=now + 30 * DAY, verdict=verdict)
+                log.append(lambda envelope=envelope: [log.fold(Federation).event(envelope, now)])
+        finally:
+            log.close()
+
+    def found(self):
+        cards = tuple(keys.card for keys in self.keys.values())
+        case = self.act("operator", FoundFederation(name="heart", cards=cards, roles=packaged()[1]))
+        self.approve(case, *(name for name in self.keys if name != "operator"))
+
+    def register(self, epsilon=30.0):
+        import datetime as dt
+
+        for number, site in enumerate(SITES):
+            act = RegisterDataset(
+                dataset=f"{number:032x}", participant=site, organisation=f"clinic-{site}", purposes=("research",),
+                retention=dt.date(2040, 12, 31), epsilon=epsilon, delta=1e-5, unit="example", unit_column="patient",
+            )  # fmt: skip
+            self.approve(self.act(f"owner-{site}", act), "officer")
+
+    def study(self, **changes):
+        tables = self.settings(**{"study": {"purpose": "research"}, **changes})
+        return self.make_study(tables)
+
+    def proposal(self, study):
+        prepared = prepare(study)
+        plan, settings = make_plan(prepared.study), prepared.study.settings
+        salt = salts(self.home, prepared.slots)
+        return ProposeStudy(
+            study=plan.study, study_hash=plan.study_hash, code_hash=plan.code_hash, plan_hash=plan.hash,
+            data={f"{number:032x}": commit(prepared.slots[site], salt[site]) for number, site in enumerate(SITES)},
+            purpose=settings.study.purpose, terms=terms_of(settings, minimum=plan.minimum),
+        )  # fmt: skip
+
+    def approved(self, **changes):
+        """A study that everybody has approved."""
+        study = self.study(**changes)
+        self.approve(self.act("scientist", self.proposal(study)), *self.owners, "officer")
+        return study
+
+    def release_asked(self, folder):
+        claim, model = ((folder / name).read_bytes() for name in ("claim.json", "model.safetensors"))
+        hashes = {"model_hash": hashlib.sha256(model).hexdigest(), "claim_hash": hashlib.sha256(claim).hexdigest()}
+        return self.act("scientist", ReleaseModel(run=json.loads(claim)["run"], **hashes))
+
+    def witness(self, *people):
+        log = open_log(self.home)
+        heads = Heads(log.store, open_log_key(self.home), cosignatures(self.home))
+        for who in people:
+            key = Signer(who, COSIGNATURE, self.keys[who].witness.private_bytes_raw())
+            witness = Witness(self.home / f"witness-{who}.db", [key], [heads.key.verifier])
+            send = lambda body, witness=witness: witness.add_checkpoint(body, int(time.time()))  # noqa: E731
+            heads.keep(ask(send, heads.head(), log.store, [key.verifier]))
+            witness.close()
+        log.close()
+
+
+@pytest.fixture
+def world(tmp_path, make_study, settings):
+    """A federation with three registered datasets."""
+    made = World(tmp_path / "home", make_study, settings)
+    made.found()
+    made.register()
+    return made
+
+
+def test_a_study_runs_when_everybody_has_approved_and_its_claim_names_them(world, run):
+    result = run(world.approved())
+    claim = json.loads((Path(result.out) / "claim.json").read_bytes())
+    assert claim["federation"].startswith("federation heart of 6 organisations, approved for the purpose research")
+    assert {line["role"] for line in claim["approvals"]} == {"data-owner", "privacy-officer"}
+    assert len(claim["approvals"]) == 4
+
+
+@pytest.mark.parametrize("missing", ["owner-b", "officer"])
+def test_nobody_may_be_missing(world, run, tmp_path, missing):
+    study = world.study()
+    case = world.act("scientist", world.proposal(study))
+    world.approve(case, *({*world.owners, "officer"} - {missing}))
+    with pytest.raises(RefusedError, match=r"must be approved, found it pending without 1 .*; nothing trained"):
+        run(study)
+    assert not list(tmp_path.glob("run-*"))
+    world.approve(case, missing)
+    assert run(study).rounds == 4
+
+
+def test_a_study_that_was_not_proposed_or_was_denied_does_not_run(world, run):
+    study = world.study()
+    with pytest.raises(RefusedError, match="must be approved, found no proposal; nothing trained, nothing spent"):
+        run(study)
+    world.approve(world.act("scientist", world.proposal(study)), "owner-a", verdict="deny")
+    with pytest.raises(RefusedError, match="must be approved, found it denied"):
+        run(study)
+
+
+def test_changed_settings_changed_code_and_changed_data_were_not_approved(world, run, make_study):
+    world.approved()
+    with pytest.raises(RefusedError, match="must be approved, found no proposal"):
+        run(world.study(training={"learning_rate": 0.9}))
+
+    def data(name):
+        rng = np.random.default_rng(sum(map(ord, name)) + 1)
+        x = rng.normal(size=(40, 4)).astype(np.float32)
+        return hubbub.Examples(x, (x.sum(axis=1) > 0).astype(np.int64))
+
+    study = make_study(world.settings(study={"purpose": "research"}), data=data)
+    with pytest.raises(RefusedError):
+        run(study)
+
+
+def test_data_that_changed_after_the_approval_is_refused_by_its_commitment(world, run, make_study):
+    rows = {"shift": 0.0}
+
+    def data(name):
+        x = np.full((40, 4), len(name) + rows["shift"], dtype=np.float32)
+        return hubbub.Examples(x, np.zeros(40, dtype=np.int64))
+
+    study = make_study(world.settings(study={"purpose": "research"}), data=data)
+    world.approve(world.act("scientist", world.proposal(study)), *world.owners, "officer")
+    rows["shift"] = 1.0
+    with pytest.raises(RefusedError, match="must have the data that was approved, found another"):
+        run(study)
+
+
+def test_what_owners_registered_is_the_budget_and_no_other_grant_counts(world, run):
+    run(world.approved())
+    log = open_log(world.home)
+    from hubbub.accounting.grants import filter_grant
+    from hubbub.accounting.ledger import Ledger
+
+    granted = [event for event in log.events() if isinstance(event, BudgetGranted)]
+    assert {(event.epsilon, event.granted_by) for event in granted} == {(30.0, "owner")}
+    with pytest.raises(BudgetError, match="gets its budget by a proposal in this federation, found a grant by hand"):
+        Ledger(log).grant([filter_grant(f"{0:032x}", "example", 99.0, 1e-5)])
+    log.close()
+
+
+def test_a_raised_budget_admits_what_did_not_fit(tmp_path, make_study, settings, run):
+    world = World(tmp_path / "home", make_study, settings)
+    world.found()
+    world.register(epsilon=4.5)
+    study = world.approved()
+    with pytest.raises(BudgetError, match=r"has epsilon 4.50 of 4.50 left at delta 1e-05, this study needs"):
+        run(study)
+    for number, site in enumerate(SITES):
+        world.approve(world.act("officer", RaiseBudget(dataset=f"{number:032x}", epsilon=20.0)), f"owner-{site}")
+    assert run(study).rounds == 4
+
+
+def test_a_run_waits_for_its_review_and_goes_on_when_it_is_passed(world, run, tmp_path):
+    study = world.approved(governance={"reviews": [2]})
+    with pytest.raises(WaitingError, match="waits for a review after round 2; nothing more asked, it stays reserved"):
+        run(study, out=tmp_path / "waiting")
+    with pytest.raises(WaitingError):
+        hubbub.resume(tmp_path / "waiting", study=study)
+    name = json.loads((tmp_path / "waiting" / "run.json").read_bytes())["run"]
+    world.approve(world.act("operator", PassReview(run=name, round_number=2)), "officer")
+    assert hubbub.resume(tmp_path / "waiting", study=study).rounds == 4
+
+
+def test_whoever_may_stops_a_run_for_good(world, run, tmp_path):
+    study = world.approved()
+
+    def watch(event, _plan):
+        if isinstance(event, RoundClosed) and event.round_number == 2:
+            world.act("officer", StopRun(run=event.run))
+
+    with pytest.raises(RefusedError, match="must not be stopped by anybody who may, found that it was, after round 2"):
+        run(study, watch=watch)
+
+
+@pytest.fixture
+def finished(world, run):
+    """A run that has ended, and its folder."""
+    return Path(run(world.approved()).out)
+
+
+def test_a_release_needs_its_own_approvals_and_a_quorum_of_witnesses(world, finished):
+    with pytest.raises(RefusedError, match=r"release of .*, must be approved, found no proposal"):
+        hubbub.release_run(finished)
+    case = world.release_asked(finished)
+    with pytest.raises(RefusedError, match=r"release of .*, must be approved, found it pending without"):
+        hubbub.release_run(finished)
+    world.approve(case, *world.owners, "officer")
+    with pytest.raises(RefusedError, match=r"must be released under a quorum of witnesses, .* found 0 of 4 witnesses"):
+        hubbub.release_run(finished)
+    world.witness("a", "officer")
+    with pytest.raises(RefusedError, match="found 2 of 4 witnesses"):
+        hubbub.release_run(finished)
+    world.witness("b")
+    bundle = hubbub.release_run(finished)
+    found = {check.what: check.found for check in hubbub.verify_bundle(bundle)}
+    assert found["acts"].startswith("federation heart: study and release approved")
+    assert "cosigned by" in found["log"]
+
+
+@pytest.mark.parametrize("name", ["claim.json", "model.safetensors"])
+def test_changed_bytes_are_not_released(world, finished, name):
+    world.approve(world.release_asked(finished), *world.owners, "officer")
+    content = bytearray((finished / name).read_bytes())
+    content[-3] ^= 1
+    (finished / name).write_bytes(content)
+    with pytest.raises(hubbub.HubbubError, match="nothing released"):
+        hubbub.release_run(finished)
+
+
+def test_a_verifier_with_another_policy_believes_nothing(world, finished):
+    world.approve(world.release_asked(finished), *world.owners, "officer")
+    with pytest.raises(RefusedError):
+        hubbub.release_run(finished)
+    world.witness("a", "b", "c")
+    bundle = hubbub.release_run(finished)
+    log = open_log(world.home)
+    own = witness_policy(log.fold(Federation), open_log_key(world.home).verifier)
+    log.close()
+    assert list(hubbub.verify_bundle(bundle, policy=own, now=int(time.time())))
+    with pytest.raises(VerificationError, match="must be cosigned by the quorum"):
+        list(hubbub.verify_bundle(bundle, policy=own, now=int(time.time()) + 2 * DAY))
+    other = dataclasses.replace(own, logs=())
+    with pytest.raises(VerificationError, match="must be signed by a log of the policy"):
+        list(hubbub.verify_bundle(bundle, policy=other))

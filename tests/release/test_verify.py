@@ -1,0 +1,225 @@
+"""A bundle is believed whole or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hubbub
+from hubbub.cli import main
+from hubbub.engine.home import open_log
+from hubbub.errors import InputError, RefusedError, VerificationError
+from hubbub.events import BudgetCharged
+from hubbub.randomness import SeededRandomness
+
+
+@pytest.fixture
+def released(make_study, run):
+    """A small run's bundle."""
+    return hubbub.release_run(run(make_study()).out)
+
+
+def verify(bundle, **options):
+    return list(hubbub.verify_bundle(bundle, **options))
+
+
+def test_a_bundle_verifies_and_says_what_was_checked(released):
+    names = [check.what for check in verify(released)]
+    assert names == [
+        "files", "log", "keys", "model", "acts", "plan", "budget", "recomputed plan", "recomputed claim",
+    ]  # fmt: skip
+
+
+def test_without_recomputation_all_but_the_numbers_is_checked(released):
+    assert [check.what for check in verify(released, recompute=False)][-1] == "budget"
+
+
+def test_verifying_imports_no_torch_and_opens_no_network(released):
+    code = (
+        "import sys, socket\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from hubbub.cli import main\n"
+        f"assert main(['verify', {str(released)!r}]) == 0\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def places(bundle, every):
+    """Each file of a bundle, with places in it."""
+    for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        yield from ((path, place) for place in range(0, size, every if size > every else 1))
+
+
+def assert_every_flip_is_seen(bundle, every):
+    count = 0
+    for path, place in places(bundle, every):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(VerificationError):
+            verify(bundle, recompute=False)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        count += 1
+    assert verify(bundle, recompute=False)
+    return count
+
+
+def test_flipped_bits_all_over_a_bundle_are_seen(released):
+    assert assert_every_flip_is_seen(released, every=997) > 100
+
+
+@pytest.mark.slow
+def test_every_flipped_byte_of_a_bundle_is_seen(released):
+    size = sum(path.stat().st_size for path in released.rglob("*") if path.is_file())
+    assert assert_every_flip_is_seen(released, every=1) == size
+
+
+def test_a_file_more_a_file_less_and_a_link_are_seen(released, tmp_path):
+    extra = released / "log" / "extra"
+    extra.write_bytes(b"")
+    with pytest.raises(VerificationError, match="'log/extra', must be listed"):
+        verify(released)
+    extra.unlink()
+    moved = released / "report.html"
+    moved.rename(tmp_path / "report.html")
+    with pytest.raises(VerificationError, match=r"report\.html"):
+        verify(released)
+    moved.symlink_to(tmp_path / "report.html")
+    with pytest.raises(VerificationError):
+        verify(released)
+
+
+@pytest.mark.parametrize("name", ["release.pub", "bundle.sig", "log/checkpoint"])
+def test_without_a_key_a_signature_or_a_head_nothing_is_verified(released, name):
+    (released / name).unlink()
+    with pytest.raises(VerificationError):
+        verify(released)
+
+
+def test_the_command_line_says_so_by_its_exit_code(released, capsys):
+    assert main(["verify", str(released)]) == 0
+    assert "verified: Against" in capsys.readouterr().out
+    assert main(["verify", str(released), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] is True
+    (released / "plan.json").write_bytes(b"{}")
+    assert main(["verify", str(released)]) == 3
+    assert main(["verify", str(released), "--policy", "nowhere"]) == 2
+
+
+# --- a releaser who lies signs with the right keys: the log tells
+
+
+def forge(bundle, change):
+    """Change a bundle and sign it again with its own key, as its releaser could."""
+    from hubbub.release.model_signing import read_key, sign_folder
+
+    key = read_key(bundle.parents[1] / "home" / "release.key")
+    change(bundle)
+    for folder, name in ((bundle / "model", "model/model.sig"), (bundle, "bundle.sig")):
+        (bundle / name).unlink()
+        sign_folder(folder, key, bundle / name)
+
+
+def rewrite(name, change):
+    def edit(bundle):
+        document = json.loads((bundle / name).read_bytes())
+        change(document)
+        (bundle / name).write_bytes(json.dumps(document).encode())
+
+    return edit
+
+
+LIES = {
+    "a smaller epsilon": (
+        rewrite("claim.json", lambda claim: claim.update(epsilon_spent=0.1)),
+        "claim, must be the one",
+    ),
+    "another model": (
+        lambda bundle: (bundle / "model/model.safetensors").write_bytes(b"other"),
+        "model, must be the one that the log says was released",
+    ),
+    "other settings": (
+        rewrite("study.json", lambda study: study["settings"]["privacy"].update(epsilon=1.0)),
+        "plan: study_hash, must follow from the approved settings",
+    ),
+    "another plan": (
+        rewrite("plan.json", lambda plan: plan.update(retries=9)),
+        "plan, must be the one that was reserved",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_releaser_that_changes_what_was_logged_is_found_out(released, lie):
+    change, words = LIES[lie]
+    forge(released, change)
+    with pytest.raises(VerificationError, match=words):
+        verify(released)
+
+
+def test_a_charge_left_out_of_the_log_is_found_out(released, tmp_path):
+    """The operator makes the whole log again, without one charge, and signs it with its own key."""
+    from hubbub.engine.home import open_log_key
+    from hubbub.events import encode_event
+    from hubbub.tlog import Store, sign_checkpoint, tiles
+
+    log = open_log(tmp_path / "home")
+    events = log.events()
+    log.close()
+    gone = next(event for event in events if isinstance(event, BudgetCharged) and event.round_number == 2)
+    store = Store(tmp_path / "other.db")
+    store.append(lambda _: [encode_event(event) for event in events if event != gone])
+
+    def change(bundle):
+        shutil.rmtree(bundle / "log")
+        tiles.export(store, sign_checkpoint(store, open_log_key(tmp_path / "home")), bundle / "log")
+
+    forge(released, change)
+    with pytest.raises(VerificationError, match=r"budget, must be charged before round 2 of .* is closed"):
+        verify(released)
+
+
+# --- what is never released
+
+
+def test_a_run_without_noise_is_not_released(make_study, settings, run):
+    tables = settings(privacy={"noise": "none", "epsilon": None})
+    with pytest.raises(RefusedError, match=r"must have added noise that nobody can repeat, .* found none; nothing"):
+        hubbub.release_run(run(make_study(tables)).out)
+
+
+def test_a_run_with_noise_that_can_be_repeated_is_not_released(make_study, run):
+    result = run(make_study(), randomness=SeededRandomness(1))
+    with pytest.raises(RefusedError, match="must have added noise that nobody can repeat"):
+        hubbub.release_run(result.out)
+
+
+def test_a_run_that_is_not_over_is_not_released(make_study, run, tmp_path):
+    def watch(event, _plan):
+        if isinstance(event, BudgetCharged) and event.round_number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(hubbub.HubbubError):
+        run(make_study(), out=tmp_path / "half", watch=watch)
+    with pytest.raises(RefusedError, match=r"must be the directory of a run that has ended, .*claim.json; nothing"):
+        hubbub.release_run(tmp_path / "half")
+
+
+def test_a_bundle_is_never_written_over(released):
+    with pytest.raises(InputError, match="must be a new folder, found one; nothing released"):
+        hubbub.release_run(Path(released).parent)
+
+
+def test_a_release_is_logged_once(released, tmp_path):
+    hubbub.release_run(Path(released).parent, out=tmp_path / "again")
+    log = open_log(tmp_path / "home")
+    assert sum(type(event).__name__ == "ModelReleased" for event in log.events()) == 1
+    log.close()
+    assert verify(tmp_path / "again")
