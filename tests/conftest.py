@@ -110,3 +110,12 @@ def finished_run(make_study, settings, run):
     """Give the folder of a finished run of 40 rounds, as an outsider gets it."""
     tables = settings(training={"rounds": 40}, privacy={"epsilon": 3.0}, sampling={"probability": 0.25})
     return run(make_study(tables)).out
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """Give the folder of vectors that others wrote: $HUBBUB_VECTORS, or ../shared/vectors beside the project."""
+    folder = Path(os.environ.get("HUBBUB_VECTORS", Path(__file__).parents[2] / "shared" / "vectors"))
+    if not folder.is_dir():
+        pytest.skip(f"no vectors in {folder}; HUBBUB_VECTORS=DIR names another folder")
+    return folder

@@ -64,6 +64,8 @@ def test_each_command_and_option_is_documented(words):
     part = section(page, f"`{command}")
     if words[0] == "budget":
         part += section(page, "Options of all three budget actions")
+    if words[0] == "log":
+        part += section(page, "Options of the log actions on a home")
     if words[0] in {"keys", "federation", "dataset", "propose", "approve", "approvals", "incident"}:
         part += section(page, "Options of all commands from keys to incident")
     for action in parser._actions:

@@ -140,20 +140,6 @@ def test_every_round_is_charged_before_its_model_moves(make_study, run):
     assert kinds == [BudgetCharged, RoundClosed, Evaluated] * 4
 
 
-def test_a_run_stopped_half_way_is_charged_for_the_rounds_it_opened(make_study, run, tmp_path):
-    def stop(event, _):
-        if isinstance(event, RoundClosed) and event.round_number == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(make_study(), watch=stop)
-    ledger = Ledger(EventLog(tmp_path / "home" / "log.db"))
-    (account,) = ledger.accounts().runs.values()
-    assert account.charged == {(1, 1), (2, 1)}
-    assert account.is_settled
-    ledger.log.close()
-
-
 def test_an_existing_run_directory_is_never_written_to(make_study, run, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(InputError, match="must be a new folder that can be made, File exists; nothing trained"):

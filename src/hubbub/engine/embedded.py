@@ -271,13 +271,12 @@ class _Session:
         before = events_of(self.log, self.name)
         progress, new = self._begin(before, salt)
         record = Record(self.folder, self.plan, self.log, watch=watch, before=before)
-        if any(isinstance(event, RunFinished) for event in before):
-            return self._result(record, started)
         try:
-            for event in new:
-                self._record_with_metrics(record, event, progress)
-            self.log.flush()
-            self._finish(record, self._train(record, progress))
+            if not any(isinstance(event, RunFinished) for event in before):
+                record.append(*new)
+                self.log.flush()
+                self._measure(record, progress)
+                self._finish(record, self._train(record, progress))
         except KeyboardInterrupt:
             raise self._stopped(record) from None
         except HubbubError:
@@ -385,20 +384,18 @@ class _Session:
             closed = self._attempt(coordinator, sites, record)
             if isinstance(closed, RoundClosed):
                 self.folder.write_snapshot(coordinator.progress, closed)
-            self._record_with_metrics(record, closed, coordinator.progress)
+            record.append(closed)
+            self._measure(record, coordinator.progress)
         return coordinator.parameters
 
-    def _record_with_metrics(self, record: Record, event: AnyEvent, progress: Progress) -> None:
-        """Record an event; after some rounds, and the last, with how good the model is now."""
-        record.append(event)
+    def _measure(self, record: Record, progress: Progress) -> None:
+        """After some rounds, and the last: how good the model is, measured once."""
+        done = progress.round_number - 1
         every = max(1, self.plan.rounds // EVALUATIONS)
-        if isinstance(event, RoundClosed) and event.round_number in {
-            self.plan.rounds,
-            event.round_number // every * every,
-        }:
+        if done > record.measured and (done == self.plan.rounds or done % every == 0):
             measured = self.prepared.learner.evaluate(progress.parameters, self.prepared.test)
             metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
-            record.append(Evaluated(run=self.name, round_number=event.round_number, metrics=metrics))
+            record.append(Evaluated(run=self.name, round_number=done, metrics=metrics))
 
     def _attempt(
         self, coordinator: Coordinator, sites: dict[str, Participant], record: Record

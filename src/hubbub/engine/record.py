@@ -39,6 +39,8 @@ class Record:
         self._lines: BinaryIO = (folder.path / "events.jsonl").open("wb", buffering=0)
         self._metrics: BinaryIO = (folder.path / "metrics.jsonl").open("wb", buffering=0)
         self._attempts = 0
+        self.measured = 0
+        """The last round after which the model was measured."""
         self.copy(*before)
 
     def append(self, *events: AnyEvent) -> None:
@@ -55,6 +57,7 @@ class Record:
             if isinstance(event, Evaluated):
                 epsilon = self._plan.epsilon_after(self._attempts)
                 line = {"round": event.round_number, "epsilon": epsilon, **event.metrics}
+                self.measured = event.round_number
                 self._metrics.write(msgspec.json.encode(line) + b"\n")
             if self._watch is not None:
                 self._watch(event, self._plan)

@@ -3,15 +3,34 @@
 *Trust:* as far as the disk; whoever can write the file can change what it says, and `Store.check` shows it.
 """
 
+import contextlib
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hubbub.errors import InputError
+
+
+def create_file(path: Path, content: bytes = b"") -> None:
+    """Make a file for its owner only, whole or not at all; one that is there stays, whoever made it.
+
+    It is never opened under its own name: closing any descriptor of a SQLite file drops the locks that this process
+    holds on it, and another process would take the write-ahead log away (sqlite.org/howtocorrupt.html, 2.2).
+    """
+    if path.exists():
+        return
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(new)
+    new.unlink()
 
 
 class Database:
@@ -30,7 +49,7 @@ class Database:
         self._turn = threading.RLock()
         with self._named_errors():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            create_file(path)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
@@ -48,7 +67,7 @@ class Database:
         with self._turn:
             return self._connection.in_transaction
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
         """Everything run inside is durable when the block ends, or undone if it raises."""
         with self._turn, self._named_errors():
@@ -57,7 +76,8 @@ class Database:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has rolled back already
+                    self._connection.execute("ROLLBACK")
                 raise
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -70,7 +90,7 @@ class Database:
         with self._named_errors():
             self._connection.executemany(statement, rows)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _named_errors(self) -> Generator[None]:
         try:
             yield

@@ -11,7 +11,6 @@ Source:
 """
 
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from hubbub.errors import HubbubError, InputError, VerificationError
 from hubbub.tlog.checkpoint import MOST_ORIGIN_BYTES, parse_checkpoint
+from hubbub.tlog.database import create_file
 from hubbub.tlog.note import Note, Signature, from_base64, is_key_name, malformed, to_base64
 
 ED25519: Final = 1
@@ -182,7 +182,8 @@ def open_key(path: Path, prefix: str, kind: int = ED25519) -> Signer:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
-            _write_once(path, Signer(prefix + secrets.token_hex(8), kind, secrets.token_bytes(SEED_BYTES)))
+            new = Signer(prefix + secrets.token_hex(8), kind, secrets.token_bytes(SEED_BYTES))
+            create_file(path, f"{new.secret_text()}\n".encode())
         mode, text = path.stat().st_mode, path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}, must be a key file, {error}", hint="restore it from a copy") from None
@@ -191,21 +192,6 @@ def open_key(path: Path, prefix: str, kind: int = ED25519) -> Signer:
             f"{path}, must be readable by its owner only, found mode {mode & 0o777:03o}", hint=f"chmod 600 {path}"
         )
     return parse_signer(text.removesuffix("\n"), path)
-
-
-def _write_once(path: Path, signer: Signer) -> None:
-    """Make a key file whole or not at all; of two processes that try, one makes it."""
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        file.write(signer.secret_text() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        path.hardlink_to(new)
-    except FileExistsError:
-        pass  # another process was first: its key is the key
-    finally:
-        new.unlink()
 
 
 def _message(verifier: Verifier, text: str, time: int) -> bytes:

@@ -80,13 +80,7 @@ def inclusion_proof(index: int, size: int, read: Read) -> list[bytes]:
     """The hashes that lead from leaf `index` to the root of the first `size` leaves."""
     start, end, proof = 0, size, list[bytes]()
     while end - start > 1:
-        middle = start + _left(end - start)
-        if index < middle:
-            proof.append(range_hash(middle, end, read))
-            end = middle
-        else:
-            proof.append(range_hash(start, middle, read))
-            start = middle
+        start, end = _step(index, start, end, proof, read)
     return proof[::-1]
 
 
@@ -94,16 +88,18 @@ def consistency_proof(old: int, new: int, read: Read) -> list[bytes]:
     """The hashes that show the first `old` of `new` leaves unchanged; none if `old` is 0 or `new`."""
     start, end, proof = 0, new if old else 0, list[bytes]()
     while old < end:
-        middle = start + _left(end - start)
-        if old <= middle:
-            proof.append(range_hash(middle, end, read))
-            end = middle
-        else:
-            proof.append(range_hash(start, middle, read))
-            start = middle
+        start, end = _step(old - 1, start, end, proof, read)
     if start:
         proof.append(range_hash(start, end, read))
     return proof[::-1]
+
+
+def _step(leaf: int, start: int, end: int, proof: list[bytes], read: Read) -> tuple[int, int]:
+    """Go down to the child that holds a leaf; the other child's hash joins the proof."""
+    middle = start + (1 << (end - start - 1).bit_length() - 1)  # a left child holds a power of two of leaves
+    is_left = leaf < middle
+    proof.append(range_hash(middle, end, read) if is_left else range_hash(start, middle, read))
+    return (start, middle) if is_left else (middle, end)
 
 
 def is_included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
@@ -114,18 +110,8 @@ def is_included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root
     """
     if not 0 <= index < size or not _are_hashes(leaf, root, *proof):
         return False
-    hash_, last = leaf, size - 1
-    for sibling in proof:
-        if not last:
-            return False
-        if index & 1 or index == last:
-            hash_ = node_hash(sibling, hash_)
-            while not index & 1 and index:
-                index, last = index >> 1, last >> 1
-        else:
-            hash_ = node_hash(hash_, sibling)
-        index, last = index >> 1, last >> 1
-    return not last and hash_ == root
+    climbed = _climb(index, size - 1, leaf, proof)
+    return climbed is not None and climbed[1] == root
 
 
 def is_consistent(old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes) -> bool:
@@ -137,29 +123,38 @@ def is_consistent(old: int, new: int, proof: Sequence[bytes], old_root: bytes, n
     """
     if not 0 <= old <= new or not _are_hashes(old_root, new_root, *proof):
         return False
+    if (old == 0 and old_root != EMPTY_ROOT) or (old == new and old_root != new_root):
+        return False
     if old in {0, new}:
-        return not proof and old_root == (EMPTY_ROOT if old == 0 else new_root) and (new > 0 or new_root == EMPTY_ROOT)
+        return not proof
     index, last = old - 1, new - 1
-    while index & 1:
+    while index & 1:  # up to the largest complete subtree that ends where the old tree does
         index, last = index >> 1, last >> 1
-    path = [old_root, *proof] if old & (old - 1) == 0 else list(proof)
-    old_hash = new_hash = path[0] if path else EMPTY_ROOT
-    for sibling in path[1:]:
+    path = [old_root, *proof] if index == 0 else proof
+    return bool(path) and _climb(index, last, path[0], path[1:]) == (old_root, new_root)
+
+
+def _climb(index: int, last: int, hash_: bytes, siblings: Sequence[bytes]) -> tuple[bytes, bytes] | None:
+    """The roots of all leaves up to this place and of all leaves, if the siblings lead exactly there.
+
+    Args:
+        index: Place of `hash_` in its level.
+        last: Place of the last node of that level.
+        hash_: Where to start.
+        siblings: From there up.
+    """
+    left = whole = hash_
+    for sibling in siblings:
         if not last:
-            return False
+            return None
         if index & 1 or index == last:
-            old_hash, new_hash = node_hash(sibling, old_hash), node_hash(sibling, new_hash)
+            left, whole = node_hash(sibling, left), node_hash(sibling, whole)
             while not index & 1 and index:
                 index, last = index >> 1, last >> 1
         else:
-            new_hash = node_hash(new_hash, sibling)
+            whole = node_hash(whole, sibling)
         index, last = index >> 1, last >> 1
-    return not last and (old_hash, new_hash) == (old_root, new_root)
-
-
-def _left(leaves: int) -> int:
-    """The largest power of two below a number of leaves: what a root's left child holds."""
-    return 1 << (leaves - 1).bit_length() - 1
+    return None if last else (left, whole)
 
 
 def _are_hashes(*values: bytes) -> bool:

@@ -7,6 +7,7 @@ Source:
 """
 
 import base64
+import re
 import reprlib
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ MOST_SIGNATURES: Final = 100
 MOST_BYTES: Final = 1_000_000
 _MARK: Final = "— "
 _KEY_ID_BYTES: Final = 4
+_CONTROL: Final = re.compile("[\x00-\x09\x0b-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def as_text(data: bytes) -> str:
         text = data.decode() if len(data) <= MOST_BYTES else "\x00"
     except UnicodeDecodeError:
         text = "\x00"
-    if any(sign < " " and sign != "\n" for sign in text):
+    if _CONTROL.search(text):
         raise malformed(f"a note, must be at most {MOST_BYTES} bytes of UTF-8 without control characters", data)
     return text
 

@@ -3,6 +3,7 @@
 *Trust:* the file's owner can rewrite it; signed heads that others hold, and witnesses, make that show.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,15 +97,19 @@ class Store:
 
     def root(self, size: int | None = None) -> bytes:
         """The root over the first `size` entries, default all."""
-        return merkle.range_hash(0, self.size if size is None else self._checked(0, size), self._node)
+        size = self.size if size is None else size
+        self._require(size, is_sound=True)
+        return merkle.range_hash(0, size, self._node)
 
     def inclusion(self, index: int, size: int) -> list[bytes]:
         """The proof that entry `index` is among the first `size`."""
-        return merkle.inclusion_proof(index, self._checked(index + 1, size), self._node)
+        self._require(size, is_sound=0 <= index < size)
+        return merkle.inclusion_proof(index, size, self._node)
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         """The proof that the first `new` entries begin with the first `old`."""
-        return merkle.consistency_proof(old, self._checked(old, new), self._node)
+        self._require(new, is_sound=0 <= old <= new)
+        return merkle.consistency_proof(old, new, self._node)
 
     def check(self) -> None:
         """Compute every hash from the entries again.
@@ -116,10 +121,12 @@ class Store:
         size, count = self.size, 0
         for start in range(0, size, _PIECE):
             bodies = self.entries(start, min(start + _PIECE, size))
-            for level, index, hash_ in merkle.grow(edge, start, map(merkle.leaf_hash, bodies)):
-                count += 1
-                if self._node(level, index) != hash_:
-                    raise self._damaged(f"the hash at level {level}, place {index}")
+            nodes = sorted(merkle.grow(edge, start, map(merkle.leaf_hash, bodies)))
+            count += len(nodes)
+            for level, group in itertools.groupby(nodes, key=lambda node: node[0]):
+                _, places, hashes = zip(*group, strict=True)
+                if self.hashes(level, places[0], places[-1] + 1) != list(hashes):
+                    raise self._damaged(f"a hash at level {level}, places {places[0]} to {places[-1]}")
         ((stored,),) = self._database.run("SELECT COUNT(*) FROM node WHERE (idx + 1) << level <= ?", (size,))
         ((beyond,),) = self._database.run("SELECT COUNT(*) FROM node WHERE (idx + 1) << level > ?", (self.size,))
         if stored != count or beyond:
@@ -138,17 +145,16 @@ class Store:
     def _node(self, level: int, index: int) -> bytes:
         return self.hashes(level, index, index + 1)[0]
 
-    def _checked(self, low: int, size: int) -> int:
-        if not 0 <= low <= size <= self.size or size < 0:
+    def _require(self, size: int, *, is_sound: bool) -> None:
+        if not is_sound or not 0 <= size <= self.size:
             raise InputError(
-                f"{self._database.path}, has {self.size} entries, found a question about size {size}, place {low - 1}",
+                f"{self._database.path}, has {self.size} entries, found a question about others; nothing answered",
                 hint="hubbub log show",
             )
-        return size
 
     def _damaged(self, what: str) -> VerificationError:
         return VerificationError(
-            f"{self._database.path}, must hold entries and hashes as they were appended, found {what} missing or changed",
+            f"{self._database.path}, must hold all as it was appended, found {what} missing or changed",
             hint="restore the log from a copy; heads that others hold tell which copy is right",
         )
 

@@ -27,7 +27,7 @@ SIGNED, BAD, UNTRUSTED, UNKNOWN, CONFLICT, UNPROVEN = 200, 400, 403, 404, 409, 4
 
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS head (origin TEXT PRIMARY KEY, size INT, root BLOB, note BLOB) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS fork (origin TEXT, size INT, cosigned BLOB, submitted BLOB, PRIMARY KEY (origin, size))",
+    "CREATE TABLE IF NOT EXISTS fork (origin TEXT, size INT, cosigned BLOB, submitted BLOB, UNIQUE (origin, size))",
 )
 _TRIES: Final = 3
 
