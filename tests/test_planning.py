@@ -278,7 +278,7 @@ def test_a_participant_joins_under_no_plan_that_is_weaker_than_its_settings(make
 def test_with_distributed_noise_other_participants_are_bounded_as_far_as_they_may_collude(make_study, settings):
     tables = settings(privacy={"noise": "distributed"}, cohort={"colluding": 1, "minimum": 3})
     claims = {line.adversary: line for line in planned(make_study, tables).claims}
-    assert claims["up to 1 other participants"].epsilon <= 4.0
+    assert claims["up to 1 of the other participants"].epsilon <= 4.0
 
 
 def test_a_sparse_graph_has_no_more_sessions_than_its_bound_counts(make_study, settings):

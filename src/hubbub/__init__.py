@@ -12,9 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hubbub.engine import RunResult, check, plan, resume, run, stop
+    from hubbub.engine import RunResult, check, plan, release_run, resume, run, stop
     from hubbub.errors import HubbubError
     from hubbub.planning import Plan
+    from hubbub.release.verify import verify_bundle
     from hubbub.study import Examples, Study, load_study
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "check",
     "load_study",
     "plan",
+    "release_run",
     "resume",
     "run",
     "stop",
+    "verify_bundle",
 ]
 
 _ROOMS = {
@@ -40,9 +43,11 @@ _ROOMS = {
     "check": "hubbub.engine",
     "load_study": "hubbub.study",
     "plan": "hubbub.engine",
+    "release_run": "hubbub.engine",
     "resume": "hubbub.engine",
     "run": "hubbub.engine",
     "stop": "hubbub.engine",
+    "verify_bundle": "hubbub.release.verify",
 }
 
 

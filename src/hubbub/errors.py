@@ -7,8 +7,8 @@
     │   └── PlanError          settings that are each right and impossible together
     ├── RefusedError           exit code 1: policy or budget says no
     │   ├── BudgetError        a dataset's ledger
-    │   └── RoundError         a round that must not be completed
-    │       └── RetriesUsedError    the run cannot go on under its plan
+    │   ├── RoundError         a round that must not be completed
+    │   └── WaitingError       a run that goes on when somebody has approved
     ├── VerificationError      exit code 3: evidence does not add up
     └── StoppedError           exit code 130: somebody pressed Ctrl-C
 
@@ -65,8 +65,8 @@ class RoundError(RefusedError):
     """A round must not be completed, or a message must not be answered."""
 
 
-class RetriesUsedError(RoundError):
-    """The plan pays for no further attempt: the run is over."""
+class WaitingError(RefusedError):
+    """A run must wait for somebody; it stays open."""
 
 
 class VerificationError(HubbubError):

@@ -140,6 +140,15 @@ class RunFinished(Event, frozen=True, tag="run-finished"):
     model_hash: Released[str]
 
 
+class ModelReleased(Event, frozen=True, tag="model-released"):
+    """A finished run's model left under its claim, signed with this key."""
+
+    run: Public[str]
+    model_hash: Released[str]
+    claim_hash: Released[str]
+    release_key: Public[str]
+
+
 class Proposed(Event, frozen=True, tag="proposed"):
     """Somebody asks for what needs permission: a signed envelope, valid where it stands in the log."""
 
@@ -164,6 +173,7 @@ AnyEvent = (
     | RoundFailed
     | Evaluated
     | RunFinished
+    | ModelReleased
     | Proposed
     | Decided
 )

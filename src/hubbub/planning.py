@@ -9,7 +9,7 @@ searches that number again.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -109,13 +109,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             return self.epsilon
         return self.epsilon_after_round[attempts - 1] if attempts else 0.0
 
-    def reservation(self, run: str) -> BudgetReserved:
-        """What a run of this plan sets aside on every dataset."""
+    def reservation(self, run: str, datasets: Sequence[str] | None = None) -> BudgetReserved:
+        """What a run of this plan sets aside on every dataset; in a sandbox these have the participants' names."""
         return BudgetReserved(
             run=run,
             plan_hash=self.hash,
             unit=self.unit,
-            datasets=tuple(self.slots),
+            datasets=tuple(self.slots if datasets is None else datasets),
             dp_event=self.dp_event,
             attempts=self.attempts,
             inflation=self.inflation,
@@ -350,7 +350,7 @@ def _claims(
         server_name = f"coordinator and up to {parameters.colluding} of {parameters.n} participants"
         server = (epsilon, "it sees only sums, which hold enough shares of noise; if the cryptography holds")
         others = (epsilon, protected)
-        others_name = f"up to {parameters.colluding} other participants"
+        others_name = f"up to {parameters.colluding} of the other participants"
     else:
         server = (None, "it receives each contribution before noise is added")
         others = (epsilon, protected)

@@ -9,6 +9,7 @@ import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetCharged, read_events
+from hubbub.governance import Federation
 from hubbub.release import make_claim
 
 
@@ -26,7 +27,7 @@ def told(make_study, settings, run, tmp_path):
 
 def claim(told, events=None, settings=None):
     plan, approved, recorded, accounts = told
-    return make_claim(plan, settings or approved, events or recorded, accounts=accounts)
+    return make_claim(plan, settings or approved, events or recorded, accounts=accounts, federation=Federation())
 
 
 def test_every_charged_attempt_raises_what_was_spent(told):
@@ -74,7 +75,7 @@ def test_a_criterion_that_was_not_measured_is_not_met(told):
         msgspec.structs.replace(event, metrics={"loss": 0.1}) if hasattr(event, "metrics") else event
         for event in events
     ]
-    assert make_claim(plan, approved, bare, accounts=accounts).is_success is False
+    assert make_claim(plan, approved, bare, accounts=accounts, federation=Federation()).is_success is False
 
 
 def test_the_lifetime_counts_earlier_runs_on_the_data(make_study, run):

@@ -10,7 +10,7 @@ under-counted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,6 +19,7 @@ from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
 from hubbub.errors import BudgetError, InputError
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
+from hubbub.governance import Federation
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,16 +148,35 @@ class Ledger:
         A filter keeps its unit, delta and order for ever: only epsilon may change. A schedule never changes.
 
         Raises:
-            BudgetError: Another kind, unit, delta or order than the dataset has, or less than it has spent.
+            BudgetError: Another kind, unit, delta or order than the dataset has, or less than it has spent; or
+                a federation, where budgets are proposed by their owners.
         """
-        self.log.append(lambda: [_checked(self.accounts(), grant) for grant in grants])
 
-    def reserve(self, reserved: BudgetReserved, *, sandbox_delta: float | None = None) -> list[AnyEvent]:
+        def decide() -> list[AnyEvent]:
+            if not self.log.fold(Federation).is_sandbox:
+                raise BudgetError(
+                    f"{grants[0].dataset}, gets its budget by a proposal in this federation, found a grant by hand; "
+                    "nothing granted",
+                    hint="hubbub propose budget DATASET --epsilon E --key FILE",
+                )
+            return [_checked(self.accounts(), grant) for grant in grants]
+
+        self.log.append(decide)
+
+    def reserve(
+        self,
+        reserved: BudgetReserved,
+        *,
+        sandbox_delta: float | None = None,
+        permit: Callable[[], Sequence[BudgetGranted]] = tuple,
+    ) -> list[AnyEvent]:
         """Set a whole schedule aside on all datasets, or refuse and change nothing.
 
         Args:
             reserved: What the run will do.
             sandbox_delta: Delta of the automatic grant for datasets without one; None refuses those.
+            permit: Called on the newest state, in the same transaction; raises if this may not be run, returns
+                grants that owners have made and that are not in the ledger yet.
 
         Returns:
             The events appended: new sandbox grants and the reservation.
@@ -172,7 +192,9 @@ class Ledger:
                     f"run {reserved.run}, is reserved once, found a second time; nothing trained, nothing spent",
                     hint="start a new run",
                 )
-            new = _sandbox_grants(accounts, reserved, sandbox_delta)
+            granted = [_checked(accounts, grant) for grant in permit()]
+            accounts = Accounts(accounts.grants | {grant.dataset: grant for grant in granted}, accounts.runs)
+            new = [*granted, *_sandbox_grants(accounts, reserved, sandbox_delta)]
             after = Accounts(accounts.grants | {grant.dataset: grant for grant in new}, accounts.runs)
             _admit(after, reserved, home=str(self.log.path.parent))
             return [*new, reserved]

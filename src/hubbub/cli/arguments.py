@@ -19,6 +19,8 @@ a study, from nothing to a model:
   hubbub plan my-study         what it will cost, and who must be trusted
   hubbub run my-study          train under the plan
   hubbub resume RUN            go on after an interruption
+  hubbub release RUN           give the model to others, with evidence
+  hubbub verify BUNDLE         check that evidence, offline
   hubbub budget show           what the datasets have spent
   hubbub log show              what happened, provably
   hubbub approvals             what waits for whose permission
@@ -34,6 +36,8 @@ COMMANDS = (
     "run",
     "resume",
     "stop",
+    "release",
+    "verify",
     "budget",
     "log",
     "keys",
@@ -168,8 +172,17 @@ def _add_study_commands(commands: Any) -> None:
         "give up an interrupted run; what it did not charge returns",
         _lazy("commands", "stop"),
     )
-    for parser in (resume, stop):
+    release = _add(
+        commands, "release", "release a run's model under its claim, in a signed bundle", _lazy("commands", "release")
+    )
+    release.add_argument("--out", metavar="DIR", help="the bundle, not there yet (default: RUN/bundle)")
+    for parser in (resume, stop, release):
         parser.add_argument("folder", metavar="RUN", help="run directory")
+    verify = _add(commands, "verify", "check a bundle, offline", _lazy("commands", "verify"))
+    verify.add_argument("folder", metavar="BUNDLE", help="folder that `hubbub release` made")
+    verify.add_argument("--policy", metavar="FILE", help="whose keys are believed (default: those in the bundle)")
+    verify.add_argument("--no-recompute", action="store_true", help="check all but plan and epsilon: faster")
+    verify.add_argument("--json", action="store_true", help="print for a machine")
 
 
 def _add_budget_commands(commands: Any) -> None:
@@ -224,6 +237,7 @@ def _add_log_commands(commands: Any) -> None:
 
     witness = _add(actions, "witness", "have a witness cosign the log's head", _lazy("log", "witness"))
     witness.add_argument("folder", metavar="DIR", help="the witness's own folder: its key and what it has signed")
+    witness.add_argument("--key", metavar="FILE", help="key file of a holder, whose witness key signs (default: DIR's)")
 
     verify = _add(actions, "verify", "check a proof or a checkpoint offline", _lazy("log", "verify"))
     verify.add_argument("file", metavar="FILE", help="a proof (.tlog-proof) or a checkpoint")

@@ -1,4 +1,4 @@
-"""new, check, plan, run, resume, stop."""
+"""new, check, plan, run, resume, stop, release, verify."""
 
 import argparse
 import shutil
@@ -77,6 +77,32 @@ def stop(options: argparse.Namespace) -> None:
 
     settled = stop_run(options.folder)
     print(f"run {settled.run} is given up; {settled.charged} round attempts stay charged")
+
+
+def release(options: argparse.Namespace) -> None:
+    """Release a run."""
+    from hubbub.engine import release_run
+
+    bundle = release_run(options.folder, out=options.out)
+    print(f"released: {bundle}; anybody can check it: hubbub verify {bundle}")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check a bundle."""
+    from hubbub.cli import checks
+    from hubbub.release.verify import verify_bundle
+    from hubbub.tlog.policy import parse_policy
+
+    policy = parse_policy(_bytes(Path(options.policy))) if options.policy else None
+    found = verify_bundle(Path(options.folder), policy=policy, recompute=not options.no_recompute)
+    checks.verified(found, as_json=options.json)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}, must be a file that can be read, {error.strerror}", hint="name another") from None
 
 
 def _train(options: argparse.Namespace, train: Callable[[Any], Any]) -> None:

@@ -12,68 +12,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hubbub.errors import InputError, VerificationError
+from hubbub.engine.heads import Heads
+from hubbub.errors import InputError
+from hubbub.governance import load_keys
 from hubbub.tlog import proof, tiles
 from hubbub.tlog import verify as check
 from hubbub.tlog.checkpoint import parse_checkpoint
-from hubbub.tlog.keys import COSIGNATURE, Verifier, open_key
-from hubbub.tlog.note import Note, parse_note
+from hubbub.tlog.keys import COSIGNATURE, Signer, Verifier, open_key
 from hubbub.tlog.policy import Party, Policy, parse_policy
-from hubbub.tlog.store import Store, sign_checkpoint
+from hubbub.tlog.store import Store
 from hubbub.tlog.witness import Witness, ask
 
 WITNESS = "hubbub.local/witness/"
 
 
-class _Log:
-    """A home's log, its key, and the heads that witnesses have cosigned."""
+def _log(options: argparse.Namespace) -> Heads:
+    from hubbub.cli.budget import chosen_home
+    from hubbub.engine.home import LOG, VARIABLE, cosignatures, open_log_key
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        from hubbub.cli.budget import chosen_home
-        from hubbub.engine.home import VARIABLE, open_log_key
-
-        home = chosen_home(options)
-        if not (home / "log.db").exists():
-            raise InputError(
-                f"{home}, must hold a log, found none",
-                hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
-            )
-        self.store = Store(home / "log.db")
-        self.key = open_log_key(home)
-        self._cosigned = home / "cosignatures"
-
-    def head(self) -> Note:
-        """The signed head, with the cosignatures it has."""
-        note = sign_checkpoint(self.store, self.key)
-        return {known.text: known for known in self.cosigned()}.get(note.text, note)
-
-    def cosigned(self) -> list[Note]:
-        """Cosigned heads, the smallest first.
-
-        Raises:
-            VerificationError: The log no longer begins as it did when one of them was cosigned.
-        """
-        notes = [parse_note(_read(path)) for path in self._cosigned.glob("*") if path.name.isdecimal()]
-        heads = {(head := parse_checkpoint(note.text)).size: (head, note) for note in notes}
-        for head, _ in heads.values():
-            if head.size > self.store.size or self.store.root(head.size) != head.root:
-                raise VerificationError(
-                    f"{head.origin}, must begin with the {head.size} entries that were cosigned, found "
-                    f"{self.store.size} entries that do not; nothing signed",
-                    hint="restore the log from a copy; it was cut or rewritten",
-                )
-        return [heads[size][1] for size in sorted(heads)]
-
-    def keep(self, note: Note) -> Path:
-        """Remember a cosigned head."""
-        path = self._cosigned / str(parse_checkpoint(note.text).size)
-        tiles.replace_file(path, bytes(note))
-        return path
+    home = chosen_home(options)
+    if not (home / LOG).exists():
+        raise InputError(
+            f"{home}, must hold a log, found none",
+            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
+        )
+    return Heads(Store(home / LOG), open_log_key(home), cosignatures(home))
 
 
 def show(options: argparse.Namespace) -> None:
     """Show the log's head, key and last entries."""
-    log = _Log(options)
+    log = _log(options)
     head = parse_checkpoint(log.head().text)
     if options.check:
         log.store.check()
@@ -107,7 +75,7 @@ def show(options: argparse.Namespace) -> None:
 
 def prove(options: argparse.Namespace) -> None:
     """Write an entry and its proof, under the newest cosigned head that holds it, or else under the head."""
-    log = _Log(options)
+    log = _log(options)
     head, index = log.head(), options.index
     covering = [note for note in log.cosigned() if parse_checkpoint(note.text).size > index]
     note = covering[-1] if covering else head
@@ -123,7 +91,7 @@ def prove(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write the log as static files."""
-    log = _Log(options)
+    log = _log(options)
     head = log.head()
     count = tiles.export(log.store, head, Path(options.folder))
     size = parse_checkpoint(head.text).size
@@ -132,15 +100,19 @@ def export(options: argparse.Namespace) -> None:
 
 def witness(options: argparse.Namespace) -> None:
     """Have the witness of a folder cosign the log's head."""
-    log, folder = _Log(options), Path(options.folder)
+    log, folder = _log(options), Path(options.folder)
     head = log.head()
     memory, key_file = folder / "witness.db", folder / "witness.key"
-    if key_file.exists() and not memory.exists():
+    if options.key is None and key_file.exists() and not memory.exists():
         raise InputError(
             f"{folder}, must hold what the witness has signed, found its key only; nothing signed",
             hint="retire this witness: name a new folder, and put the new key into the policy",
         )
-    key = open_key(key_file, WITNESS, COSIGNATURE)
+    if options.key is None:
+        key = open_key(key_file, WITNESS, COSIGNATURE)
+    else:
+        holder = load_keys(Path(options.key))
+        key = Signer(holder.card.name, COSIGNATURE, holder.witness.private_bytes_raw())
     cosigner = Witness(memory, [key], _met_logs(folder / "logs", log.key.verifier))
     note = ask(lambda body: cosigner.add_checkpoint(body, int(time.time())), head, log.store, [key.verifier])
     path = log.keep(note)

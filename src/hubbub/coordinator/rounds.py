@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 
 from hubbub.coordinator.step import ServerStep
 from hubbub.coordinator.sums import MakeSum, PlainSum, Sum
-from hubbub.errors import RetriesUsedError, RoundError
+from hubbub.errors import RoundError
 from hubbub.events import RoundClosed, RoundFailed
 from hubbub.messages import (
     Contribution,
@@ -123,7 +123,7 @@ class Coordinator:
                 hint="wait for more participants, or plan with a smaller cohort.minimum",
             )
         if self._failures > self._plan.retries:
-            raise RetriesUsedError(
+            raise RoundError(
                 f"round {self.round_number}, may be tried again {self._plan.retries} times in a run, "
                 f"found {self._failures} failed attempts; nothing asked",
                 hint="plan with more privacy.retries",

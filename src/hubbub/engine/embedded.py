@@ -30,9 +30,10 @@ from hubbub.coordinator import Coordinator, Progress
 from hubbub.engine.federation import Federation, elided
 from hubbub.engine.folder import RunFacts, RunFolder, as_json
 from hubbub.engine.home import home_folder, open_log, open_log_key, salts
+from hubbub.engine.permission import Permission
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
-from hubbub.errors import HubbubError, InputError, RefusedError, StoppedError
+from hubbub.errors import HubbubError, InputError, RefusedError, StoppedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import (
     NOT_PRIVATE,
@@ -52,7 +53,7 @@ from hubbub.observe import write_report
 from hubbub.participant import Participant, commit
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
-from hubbub.release import make_claim
+from hubbub.release import claim_from_log
 from hubbub.study import Study, load_study
 from hubbub.tlog import Signer, sign_checkpoint
 
@@ -119,6 +120,8 @@ def run(
         StudyError, CodeError, PlanError: The study is wrong; nothing trained, nothing spent.
         BudgetError: A dataset's budget does not admit the plan; nothing trained, nothing spent.
         RoundError: The plan's retries are used up.
+        RefusedError: The federation has not approved it; nothing trained, nothing spent.
+        WaitingError: A review has to be passed; `resume` goes on.
         StoppedError: Ctrl-C was pressed; `resume` goes on.
     """
     started = time.monotonic()
@@ -134,11 +137,11 @@ def run(
         home=str(home_path.resolve()),
     )
     with _opened(home_path) as (log, key):
-        session = _Session(prepared, plan, facts, folder, log, key, _source(study, randomness))
-        salt = salts(home_path, prepared.slots)
+        commitments = _commitments(prepared, home_path)
+        session = _Session(prepared, plan, facts, folder, log, key, _source(study, randomness), commitments)
         session.reserve()
         with folder.held():
-            return session.run(salt, watch, started)
+            return session.run(watch, started)
 
 
 def resume(
@@ -173,8 +176,9 @@ def resume(
         plan = make_plan(prepared.study)
         with _opened(Path(facts.home)) as (log, key):
             source = _source(prepared.study, randomness, again=len(events_of(log, facts.run)))
-            session = _Session(prepared, plan, facts, run_folder, log, key, source)
-            return session.run(salts(Path(facts.home), prepared.slots), watch, started)
+            commitments = _commitments(prepared, Path(facts.home))
+            session = _Session(prepared, plan, facts, run_folder, log, key, source, commitments)
+            return session.run(watch, started)
 
 
 def stop(folder: str | Path) -> BudgetSettled:
@@ -197,6 +201,12 @@ def _study_of(facts: RunFacts) -> Study:
             hint="hubbub.resume(FOLDER, study=study)",
         )
     return load_study(facts.study)
+
+
+def _commitments(prepared: Prepared, home: Path) -> dict[str, str]:
+    """A salted commitment to each participant's records."""
+    salt = salts(home, prepared.slots)
+    return {name: commit(slots, salt[name]) for name, slots in prepared.slots.items()}
 
 
 @contextmanager
@@ -243,6 +253,7 @@ class _Session:
     log: EventLog
     key: Signer
     randomness: Randomness
+    commitments: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -254,6 +265,11 @@ class _Session:
         """The budgets in the log."""
         return Ledger(self.log)
 
+    @property
+    def permission(self) -> Permission:
+        """What the federation says of this run."""
+        return Permission(self.log, self.plan, self.prepared.study.settings, self.commitments)
+
     # --- beginning and going on ---
 
     def reserve(self) -> None:
@@ -261,15 +277,16 @@ class _Session:
         self.folder.make()
         self.folder.write_start(self.facts, self.prepared.study, self.plan)
         try:
-            self.ledger.reserve(self._reservation(), sandbox_delta=self.plan.delta)
+            sandbox_delta = self.plan.delta if self.permission.is_sandbox else None
+            self.ledger.reserve(self._reservation(), sandbox_delta=sandbox_delta, permit=self.permission.grant)
         except HubbubError:
             self.folder.remove()
             raise
 
-    def run(self, salt: dict[str, bytes], watch: Watch | None, started: float) -> RunResult:
+    def run(self, watch: Watch | None, started: float) -> RunResult:
         """Train from where the run is to its end."""
         before = events_of(self.log, self.name)
-        progress, new = self._begin(before, salt)
+        progress, new = self._begin(before)
         record = Record(self.folder, self.plan, self.log, watch=watch, before=before)
         try:
             if not any(isinstance(event, RunFinished) for event in before):
@@ -279,6 +296,8 @@ class _Session:
                 self._finish(record, self._train(record, progress))
         except KeyboardInterrupt:
             raise self._stopped(record) from None
+        except WaitingError as error:
+            raise WaitingError(error.message, hint=f"{error.hint} {self.folder.path}") from None
         except HubbubError:
             record.copy(self.ledger.settle(self.name))
             raise
@@ -286,13 +305,14 @@ class _Session:
             record.close()
         return self._result(record, started)
 
-    def _begin(self, before: Sequence[AnyEvent], salt: dict[str, bytes]) -> tuple[Progress, list[AnyEvent]]:
+    def _begin(self, before: Sequence[AnyEvent]) -> tuple[Progress, list[AnyEvent]]:
         """Where a run goes on from, and what is to be recorded about that."""
-        opening = self._opening(salt)
+        opening = self._opening()
         start = Progress(self.prepared.learner.initial())
         if not any(isinstance(event, RunStarted) for event in before):
             return start, opening
         account = self._account(before, opening)
+        self.permission.grant()
         progress, last = self.folder.read_snapshot(self.plan) or (start, None)
         closed = [event for event in before if isinstance(event, RoundClosed)]
         missing = [last] if last is not None and last not in closed else []
@@ -336,7 +356,7 @@ class _Session:
             hint=f"hubbub resume {self.folder.path}, or give it up: hubbub stop {self.folder.path}",
         )
 
-    def _opening(self, salt: dict[str, bytes]) -> list[AnyEvent]:
+    def _opening(self) -> list[AnyEvent]:
         """What a run says about itself first."""
         start = RunStarted(
             run=self.name,
@@ -349,16 +369,14 @@ class _Session:
             versions=_versions(),
         )
         joined: list[AnyEvent] = [
-            ParticipantJoined(
-                run=self.name, participant=name, slots=len(slots), data_commitment=commit(slots, salt[name])
-            )
+            ParticipantJoined(run=self.name, participant=name, slots=len(slots), data_commitment=self.commitments[name])
             for name, slots in self.prepared.slots.items()
         ]
         return [start, *joined]
 
     def _reservation(self) -> BudgetReserved:
         """What this run costs: noise that somebody can repeat protects nobody, whatever its size."""
-        reserved = self.plan.reservation(self.name)
+        reserved = self.plan.reservation(self.name, self.permission.accounts())
         return reserved if self.noise_source == "os" else msgspec.structs.replace(reserved, dp_event=NOT_PRIVATE)
 
     @property
@@ -381,6 +399,7 @@ class _Session:
     def _train(self, record: Record, start: Progress) -> Float32[np.ndarray, " params"]:
         coordinator, sites = self._parties(record, start)
         while not coordinator.is_finished:
+            self.permission.check_going_on(self.name, coordinator.round_number - 1)
             closed = self._attempt(coordinator, sites, record)
             if isinstance(closed, RoundClosed):
                 self.folder.write_snapshot(coordinator.progress, closed)
@@ -464,7 +483,7 @@ class _Session:
         record.copy(self.ledger.settle(self.name))
 
     def _result(self, record: Record, started: float) -> RunResult:
-        claim = make_claim(self.plan, self.prepared.study.settings, record.events, accounts=self.ledger.accounts())
+        claim = claim_from_log(self.log.events(), self.name, self.plan, self.prepared.study.settings)
         self.folder.write("claim.json", as_json(claim))
         write_report(self.folder.path / "report.html", self.plan, claim, record.events)
         self.folder.write("checkpoint", bytes(sign_checkpoint(self.log.store, self.key)))

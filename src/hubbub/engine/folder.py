@@ -26,8 +26,8 @@ from hubbub.coordinator import Progress
 from hubbub.errors import InputError, RefusedError
 from hubbub.events import RoundClosed, decode_event, encode_event
 from hubbub.planning import Plan
-from hubbub.study import Lock, Study
-from hubbub.study.config import Settings
+from hubbub.release.bundle import StudyFacts
+from hubbub.study import Study
 
 FORMAT = 1
 
@@ -46,13 +46,6 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run: str
     study: str | None
     home: str
-
-
-class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """study.json: the settings that were run, and the public sizes beside them."""
-
-    settings: Settings
-    lock: Lock
 
 
 class RunFolder:

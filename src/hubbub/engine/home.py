@@ -39,6 +39,11 @@ def open_log(home: Path) -> EventLog:
         ) from None
 
 
+def cosignatures(home: Path) -> Path:
+    """Where heads of the log are kept that witnesses have cosigned."""
+    return home / "cosignatures"
+
+
 def open_log_key(home: Path) -> Signer:
     """The key that signs a home's log; its name is the log's origin. Made where there is none."""
     return open_key(home / "log.key", ORIGIN)

@@ -8,13 +8,14 @@
 is computed again here. A signature says that the key's owner vouches for these bytes, not that they are true.
 """
 
-from hubbub.release.claim import ReleaseClaim, make_claim
+from hubbub.release.claim import ReleaseClaim, claim_from_log, make_claim
 from hubbub.release.model_signing import sign_folder, verify_folder
 from hubbub.release.registry import Publication, registry_entry, registry_text
 
 __all__ = [
     "Publication",
     "ReleaseClaim",
+    "claim_from_log",
     "make_claim",
     "registry_entry",
     "registry_text",

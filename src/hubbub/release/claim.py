@@ -9,9 +9,51 @@ import msgspec
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
 from hubbub.accounting.grants import repeated
 from hubbub.accounting.ledger import Accounts, Statement
-from hubbub.events import BudgetCharged, Evaluated, Event, ParticipantJoined, RunFinished, RunStarted
+from hubbub.errors import VerificationError
+from hubbub.events import (
+    AnyEvent,
+    BudgetCharged,
+    BudgetSettled,
+    Evaluated,
+    Event,
+    ParticipantJoined,
+    RunFinished,
+    RunStarted,
+)
+from hubbub.governance import Federation
 from hubbub.planning import Claim, Plan
 from hubbub.study.config import Settings
+
+
+def claim_from_log(events: Sequence[AnyEvent], run: str, plan: Plan, settings: Settings) -> "ReleaseClaim":
+    """The claim of a run from a whole log, as it was when the run had ended: anybody who has the log gets the same.
+
+    Args:
+        events: Every event of the log, in order.
+        run: The run.
+        plan: Its plan.
+        settings: Its study.
+
+    Raises:
+        VerificationError: The log does not tell of such a run from beginning to end, or holds an act that is not
+            valid where it stands.
+    """
+    accounts, federation = Accounts(), Federation()
+    own: list[AnyEvent] = []
+    for event in events:
+        accounts.apply(event)
+        federation.apply(event)
+        if getattr(event, "run", None) == run:
+            own.append(event)
+            if isinstance(event, BudgetSettled):
+                break
+    if not {RunStarted, Evaluated, RunFinished, BudgetSettled} <= {type(event) for event in own}:
+        raise VerificationError(
+            f"run {run}, must be in the log from beginning to end, found {len(own)} events of it; no claim made",
+            hint="hubbub resume RUN ends a run that was interrupted",
+        )
+    return make_claim(plan, settings, own, accounts=accounts, federation=federation)
+
 
 SANDBOX = (
     "sandbox: one person ran every participant on one machine and granted the budget automatically; "
@@ -26,11 +68,21 @@ SECAGG = {
 }
 
 
+class Approval(msgspec.Struct, frozen=True, kw_only=True):
+    """One approval of the study that was run; `key` is the first 16 digits of the signer's key id."""
+
+    key: str
+    role: str
+    organisation: str
+    conditions: tuple[str, ...]
+
+
 class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
     """claim.json. Every epsilon: null-replacement, at the delta beside it, None for infinite.
 
     Args:
         federation: Who stands behind the run; read this first.
+        approvals: Who approved the study, by key.
         sentence: The claim in words.
         certifiable: Whether noise and samples came from the operating system's randomness.
         attempts_charged: Round attempts charged, retries included.
@@ -43,6 +95,7 @@ class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int
     federation: str
+    approvals: tuple[Approval, ...]
     sentence: str
     certifiable: bool
     noise_source: str
@@ -74,7 +127,9 @@ class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
-def make_claim(plan: Plan, settings: Settings, events: Sequence[Event], *, accounts: Accounts) -> ReleaseClaim:
+def make_claim(
+    plan: Plan, settings: Settings, events: Sequence[Event], *, accounts: Accounts, federation: Federation
+) -> ReleaseClaim:
     """Fold a run's events into its claim.
 
     Args:
@@ -82,6 +137,7 @@ def make_claim(plan: Plan, settings: Settings, events: Sequence[Event], *, accou
         settings: The study.
         events: All events of the run, in order.
         accounts: The ledger as it is after the run.
+        federation: The federation as it is after the run.
     """
     start = next(event for event in events if isinstance(event, RunStarted))
     finish = next(event for event in events if isinstance(event, RunFinished))
@@ -92,11 +148,12 @@ def make_claim(plan: Plan, settings: Settings, events: Sequence[Event], *, accou
     spent, spent_rdp, accountant = _spent(plan, attempts, is_repeatable=is_repeatable)
     claims = _true_claims(plan, start, is_repeatable=is_repeatable)
     success = {name: value for name, value in msgspec.to_builtins(settings.success).items() if value is not None}
-    lifetime = _lifetime(plan, accounts)
+    lifetime = _lifetime(start.run, accounts)
     is_certifiable = start.noise_source == "os" and start.secagg != "elide"
     return ReleaseClaim(
         format=1,
-        federation=SANDBOX,
+        federation=_stands_behind(federation, start.run),
+        approvals=_approvals(federation, start.run),
         sentence=_sentence(plan, settings, spent, lifetime, start, claims),
         certifiable=is_certifiable,
         noise_source=start.noise_source,
@@ -140,6 +197,25 @@ def make_claim(plan: Plan, settings: Settings, events: Sequence[Event], *, accou
     )
 
 
+def _stands_behind(federation: Federation, run: str) -> str:
+    if federation.is_sandbox:
+        return SANDBOX
+    study = federation.study_of(run)
+    organisations = {card.organisation for card in federation.in_force()}
+    approved = "nobody approved this run" if study is None else f"approved for the purpose {study.purpose}"
+    return f"federation {federation.name} of {len(organisations)} organisations, {approved}; one process ran all of it"
+
+
+def _approvals(federation: Federation, run: str) -> tuple[Approval, ...]:
+    case = federation.cases.get(federation.runs[run].case) if run in federation.runs else None
+    if case is None:
+        return ()
+    return tuple(
+        Approval(key=key, role=card.role, organisation=card.organisation, conditions=decision.conditions)
+        for key, (card, decision) in sorted(case.decisions.items())
+    )
+
+
 def _true_claims(plan: Plan, start: RunStarted, *, is_repeatable: bool) -> tuple[Claim, ...]:
     """The plan's trust table, less what this run did not keep."""
 
@@ -166,8 +242,8 @@ def _spent(plan: Plan, attempts: int, *, is_repeatable: bool) -> tuple[float | N
     return tight, loose, f"{spent.accountant} of {version}"
 
 
-def _lifetime(plan: Plan, accounts: Accounts) -> Statement:
-    statements = [accounts.statement(dataset) for dataset in plan.slots]
+def _lifetime(run: str, accounts: Accounts) -> Statement:
+    statements = [accounts.statement(dataset) for dataset in accounts.runs[run].reserved.datasets]
     return max(statements, key=lambda line: math.inf if line.epsilon_spent is None else line.epsilon_spent)
 
 

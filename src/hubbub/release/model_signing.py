@@ -87,7 +87,7 @@ def sign_folder(folder: Path, key: ec.EllipticCurvePrivateKey, signature: Path) 
     Source:
         OpenSSF Model Signing v1.0; in-toto Statement v1; DSSE v1.0.2, protocol.md.
     """
-    hint = _hint(key.public_key())
+    hint = fingerprint(key.public_key()).encode()
     files = _digests(folder, signature, InputError)
     if not files:
         raise InputError(f"{folder}, must hold files, found none; nothing signed", hint=f"ls {folder}")
@@ -167,16 +167,16 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def _hint(public_key: ec.EllipticCurvePublicKey) -> bytes:
-    """Name of a P-256 key in a bundle."""
+def fingerprint(public_key: ec.EllipticCurvePublicKey) -> str:
+    """Name of a P-256 key: SHA-256 of its PEM, in hexadecimal."""
     if not isinstance(public_key.curve, ec.SECP256R1):
         raise InputError(f"the key, must be of curve secp256r1, found {public_key.curve.name}", hint=OPENSSL)
-    return hashlib.sha256(public_pem(public_key)).hexdigest().encode()
+    return hashlib.sha256(public_pem(public_key)).hexdigest()
 
 
 def _payload(signature: Path, public_key: ec.EllipticCurvePublicKey) -> bytes:
     """What the key has signed."""
-    hint, content = _hint(public_key), _read(signature)
+    hint, content = fingerprint(public_key).encode(), _read(signature)
     match = re.fullmatch(re.escape(BUNDLE).replace(b"%s", b'([^"]*)'), content)
     if not match:
         raise VerificationError(f"{signature.name}, must be a bundle of one signature, found none", hint=FETCH)

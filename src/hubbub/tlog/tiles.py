@@ -15,9 +15,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
-from hubbub.errors import InputError
+from hubbub.errors import InputError, VerificationError
+from hubbub.tlog import merkle
 from hubbub.tlog.checkpoint import parse_checkpoint
-from hubbub.tlog.note import Note
+from hubbub.tlog.note import Note, parse_note
 from hubbub.tlog.store import Store
 
 WIDTH: Final = 256
@@ -59,7 +60,67 @@ def export(store: Store, checkpoint: Note, folder: Path) -> int:
     return count
 
 
-def _files(store: Store, size: int) -> Generator[tuple[str, bytes]]:
+def read_export(folder: Path) -> tuple[Note, list[bytes]]:
+    """Read a whole exported log: its signed head, and every entry under it.
+
+    Guarantees:
+        The folder holds exactly the files that `export` writes for these entries, byte by byte, and they lead to
+        the root of the checkpoint. Who signed that is another question: `verify_checkpoint`.
+
+    Raises:
+        VerificationError: A file is missing, changed, or one too many.
+    """
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+    note = parse_note(found.pop("checkpoint", b""))
+    head = parse_checkpoint(note.text)
+    bodies = [body for number in range(0, head.size, WIDTH) for body in _unbundle(found, number, head.size)]
+    memory = _Memory(bodies)
+    if memory.root() != head.root or dict(_files(memory, head.size)) != found:
+        raise _not_exported(folder, "other entries, hashes or files")
+    return note, bodies
+
+
+def _unbundle(found: dict[str, bytes], start: int, size: int) -> Generator[bytes]:
+    width = min(WIDTH, size - start)
+    data, at = found.get(tile_path("entries", start // WIDTH, width), b""), 0
+    for _ in range(width):
+        end = at + 2 + int.from_bytes(data[at : at + 2])
+        if not at + 2 <= end <= len(data):
+            raise _not_exported(Path("tile/entries"), "an entry that is cut")
+        yield data[at + 2 : end]
+        at = end
+
+
+def _not_exported(folder: Path, found: str) -> VerificationError:
+    return VerificationError(
+        f"{folder}, must hold a log as it was exported, found {found}",
+        hint="export it again, or fetch it again from whoever serves it",
+    )
+
+
+class _Memory:
+    """Entries and hashes of a log in memory."""
+
+    def __init__(self, bodies: list[bytes]) -> None:
+        self._bodies = bodies
+        grown = merkle.grow([], 0, map(merkle.leaf_hash, bodies))
+        self._nodes = {(level, index): hash_ for level, index, hash_ in grown}
+
+    def hashes(self, level: int, start: int, end: int) -> list[bytes]:
+        return [self._nodes[level, index] for index in range(start, end)]
+
+    def entries(self, start: int, end: int) -> list[bytes]:
+        return self._bodies[start:end]
+
+    def root(self) -> bytes:
+        return merkle.range_hash(0, len(self._bodies), lambda level, index: self._nodes[level, index])
+
+
+def _files(store: "Store | _Memory", size: int) -> Generator[tuple[str, bytes]]:
     """Path and content of every tile and entry bundle of the first `size` entries."""
     level, hashes = 0, size
     while hashes:

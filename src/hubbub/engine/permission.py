@@ -1,0 +1,117 @@
+"""What a federation says of a run: whether it may begin, on whose budgets, whether it must wait or end.
+
+In a sandbox nobody is asked: datasets have the participants' names, and budgets grant themselves.
+"""
+
+import time
+from collections.abc import Mapping
+
+from hubbub.accounting.grants import filter_grant
+from hubbub.accounting.ledger import Accounts
+from hubbub.errors import RefusedError, WaitingError
+from hubbub.eventlog import EventLog
+from hubbub.events import BudgetGranted
+from hubbub.governance import Federation, terms_of
+from hubbub.planning import Plan
+from hubbub.study.config import Settings
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+class Permission:
+    """One run's questions to the federation whose log it writes to.
+
+    Args:
+        log: The log.
+        plan: What is about to run.
+        settings: The study.
+        commitments: To each participant's records.
+    """
+
+    def __init__(self, log: EventLog, plan: Plan, settings: Settings, commitments: Mapping[str, str]) -> None:
+        self._log = log
+        self._plan = plan
+        self._settings = settings
+        self._commitments = commitments
+
+    @property
+    def federation(self) -> Federation:
+        """The federation as it is now."""
+        return self._log.fold(Federation)
+
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether nobody has to be asked."""
+        return self.federation.is_sandbox
+
+    def accounts(self) -> list[str] | None:
+        """Names of the budgets that pay for this run; None in a sandbox.
+
+        Raises:
+            RefusedError: A participant has no registered dataset.
+        """
+        federation = self.federation
+        return None if federation.is_sandbox else [federation.datasets[key].account for key in self._datasets()]
+
+    def grant(self) -> list[BudgetGranted]:
+        """Refuse a run that may not begin; else what owners granted and the ledger does not know yet.
+
+        Raises:
+            RefusedError: Not approved, or not on these bytes; nothing trained, nothing spent.
+        """
+        federation = self.federation
+        if federation.is_sandbox:
+            return []
+        federation.may_run(
+            plan_hash=self._plan.hash,
+            study_hash=self._plan.study_hash,
+            code_hash=self._plan.code_hash,
+            datasets={key: self._commitments[name] for key, name in self._datasets().items()},
+            purpose=self._settings.study.purpose,
+            terms=terms_of(self._settings, minimum=self._plan.minimum),
+            now=now(),
+        )
+        return [grant for key in dict.fromkeys(self.accounts() or ()) for grant in self._granted(key)]
+
+    def check_going_on(self, run: str, after_round: int) -> None:
+        """Refuse the next round of a run that somebody ended, or that waits for a review.
+
+        Raises:
+            WaitingError: A review has to be passed first; the run stays open.
+            RefusedError: The run was ended.
+        """
+        federation = self.federation
+        if federation.is_stopped(run):
+            raise RefusedError(
+                f"run {run}, must not be stopped by anybody who may, found that it was, after round {after_round}; "
+                "nothing more asked, what was charged stays charged",
+                hint="hubbub approvals",
+            )
+        if after_round in self._settings.governance.reviews and not federation.review_passed(run, after_round):
+            raise WaitingError(
+                f"run {run}, waits for a review after round {after_round}; nothing more asked, it stays reserved",
+                hint=f"hubbub propose review {run} {after_round} --key FILE, then hubbub resume",
+            )
+
+    def _datasets(self) -> dict[str, str]:
+        """The newest dataset of each participant, with its name."""
+        held = {
+            known.registered.participant: key for key, known in self.federation.datasets.items() if not known.is_erased
+        }
+        for name in self._commitments:
+            if name not in held:
+                raise RefusedError(
+                    f"{name}, must hold a registered dataset, found none; nothing trained, nothing spent",
+                    hint=f"hubbub dataset register {name} --help",
+                )
+        return {held[name]: name for name in self._commitments}
+
+    def _granted(self, account: str) -> list[BudgetGranted]:
+        budget, before = self.federation.budgets[account], self._log.fold(Accounts).grants.get(account)
+        if before is not None and before.epsilon == budget.epsilon:
+            return []
+        order = before.order if before is not None else None
+        return [filter_grant(account, budget.unit, budget.epsilon, budget.delta, order=order)]

@@ -1,0 +1,76 @@
+"""The bundle: everything that an outsider needs to check a released model, in one signed folder.
+
+claim.json, report.html      what is claimed, for programs and for people
+study.json, plan.json        from which the plan is made again
+model/                       model.safetensors and model.sig (OpenSSF model-signing)
+log/                         the whole log as static files: checkpoint and tiles
+policy                       the log's key and its witnesses, as the releaser states them
+release.pub                  the key that signed this folder, bound by an entry of the log
+bundle.sig                   a signature over every file, in the same format
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hubbub.errors import InputError
+from hubbub.release.model_signing import public_pem, sign_folder
+from hubbub.study import Lock
+from hubbub.study.config import Settings
+from hubbub.tlog import Note, Policy, Store, tiles
+
+MODEL, SIGNATURE, MODEL_SIGNATURE, PUBLIC_KEY = (
+    "model/model.safetensors",
+    "bundle.sig",
+    "model/model.sig",
+    "release.pub",
+)
+COPIED = {
+    "claim.json": "claim.json",
+    "report.html": "report.html",
+    "study.json": "study.json",
+    "plan.json": "plan.json",
+}
+"""Files of a run directory, and what they are called in a bundle."""
+
+
+class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """study.json: the settings that were run, and the public sizes beside them."""
+
+    settings: Settings
+    lock: Lock
+
+
+def write_bundle(
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    store: Store,
+    checkpoint: Note,
+    policy: Policy,
+    key: ec.EllipticCurvePrivateKey,
+) -> None:
+    """Write and sign a bundle.
+
+    Args:
+        folder: Not there yet.
+        files: Content of the run's files, by name in the bundle.
+        store: The log.
+        checkpoint: Its signed and cosigned head.
+        policy: Its key, its witnesses, their quorum.
+        key: The release key.
+
+    Raises:
+        InputError: The folder is there, or cannot be written.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}, must be a new folder, found one; nothing released", hint="name another with --out")
+    for name, content in files.items():
+        tiles.replace_file(folder / name, content)
+    tiles.export(store, checkpoint, folder / "log")
+    tiles.replace_file(folder / "policy", bytes(policy))
+    tiles.replace_file(folder / PUBLIC_KEY, public_pem(key.public_key()))
+    sign_folder(folder / "model", key, folder / MODEL_SIGNATURE)
+    sign_folder(folder, key, folder / SIGNATURE)
