@@ -216,7 +216,7 @@ def test_the_permit_is_for_the_study_as_it_was_proposed(study, desk):
         "now": next(reversed(state.cases.values())).proposal.at + 1,
     }
     assert state.may_run(**facts).case.startswith(case)
-    with pytest.raises(RefusedError, match="must have the terms that was approved"):
+    with pytest.raises(RefusedError, match="must have the terms that was proposed"):
         state.may_run(**facts | {"terms": terms_of(loaded.settings, minimum=plan.minimum - 1)})
 
 
