@@ -63,7 +63,7 @@ def test_each_command_and_option_is_documented(words):
     assert f"`{command}" in read("README.md")
     part = section(page, f"`{command}")
     if words[0] == "budget":
-        part += section(page, "Options of all three budget actions")
+        part += section(page, "Options of all budget actions")
     if words[0] == "log":
         part += section(page, "Options of the log actions on a home")
     if words[0] in {"keys", "federation", "dataset", "propose", "approve", "approvals", "incident"}:
