@@ -469,7 +469,7 @@ class _Session:
 
     def _charge(self, record: Record, round_number: int, attempt: int) -> None:
         """Charge all datasets for an attempt, durably, the first time somebody asks."""
-        if (round_number, attempt) not in self.ledger.accounts().runs[self.name].charged:
+        if (round_number, attempt) != record.charged:  # everybody asks, the first one charges for all
             self.ledger.charge(self.name, round_number, attempt)
             record.copy(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
 
