@@ -57,7 +57,8 @@ class Database:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # Ctrl-C may come right after the commit
+                    self._connection.execute("ROLLBACK")
                 raise
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
