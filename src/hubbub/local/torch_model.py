@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import clipped_sums, made_up_rows, self_test
+from hubbub.local.gradients import Clipper, PerExample, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
@@ -48,6 +48,7 @@ class TorchModel:
         self.flat = torch.from_numpy(self._initial.copy())
         for value, view in zip(self.parameters, self.views(self.flat), strict=True):
             value.data = view
+        self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
 
     @property
     def dimension(self) -> int:
@@ -64,7 +65,7 @@ class TorchModel:
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
 
     def self_test(self, example: Slots, *, per_example: bool) -> None:
-        """Run the model on made-up records of the declared shapes; see `gradients.self_test`.
+        """Run the model on made-up records of the declared shapes, and choose how to clip; see `gradients.choose`.
 
         Whatever the unit, nothing that the model has seen may stay in it: it would reach the next
         participant's update, or the released file, without noise.
@@ -80,8 +81,7 @@ class TorchModel:
         self.module.train()
         with running("model() or loss() on the declared columns"), torch.random.fork_rng():
             if per_example:
-                named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
-                self_test(self.module, self.loss, named, example)
+                self._clipper = choose(self.module, self.loss, example)
             else:
                 self._forgets(*made_up_rows(example))
             for name, value in self._state():
@@ -109,8 +109,8 @@ class TorchModel:
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
         self.flat.copy_(torch.from_numpy(parameters))
-        named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
-        return clipped_sums(self.module, self.loss, named, slots=slots, drawn=drawn, mechanism=mechanism)
+        self.module.train()
+        return clipped_sums(self._clipper, slots, drawn, mechanism)
 
     def update(
         self,
