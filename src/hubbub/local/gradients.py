@@ -100,6 +100,8 @@ def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example:
 
 
 def _pack(slots: Slots, rows: NDArray[Any]) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    if len(rows) == MICROBATCH:
+        return torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows]), slots.is_real[rows].astype(np.float64)
     x = np.zeros((MICROBATCH, *slots.x.shape[1:]), dtype=slots.x.dtype)
     y = np.zeros((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype)
     weights = np.zeros(MICROBATCH)

@@ -4,13 +4,12 @@ A part comes from what went into a layer and the gradient of what came out. Wher
 product, or a sum of few large ones, it is never formed; else it is formed in float32, as vmap would.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,6 +28,9 @@ FLOAT32_OVERFLOWS = 2.0**128 - 2.0**103
 """Where rounding to float32 gives an infinity."""
 
 
+Rows = Float[np.ndarray, " rows"]
+
+
 @runtime_checkable
 class Part(Protocol):
     """The gradients of one parameter, one per record."""
@@ -38,47 +40,55 @@ class Part(Protocol):
         """Terms that one record adds to each coordinate of a weighted sum."""
         ...
 
-    def squares(self) -> Float[np.ndarray, " rows"]:
+    def squares(self) -> Rows:
         """At least each gradient's squared norm, in float64; not finite where the gradient is not."""
         ...
 
-    def reach_squares(self) -> Float[np.ndarray, " rows"]:
+    def reach_squares(self) -> Rows:
         """Square of the sum of the norms of each gradient's terms."""
         ...
 
-    def drop(self, rows: Tensor) -> None:
+    def drop(self, dropped: Bool[np.ndarray, " rows"]) -> None:
         """Make the gradients of these records zero."""
         ...
 
-    def write(self, factors: Tensor, out: Tensor) -> None:
+    def write(self, factors: Rows, out: Float[np.ndarray, " size"]) -> None:
         """Write the sum of the gradients, each multiplied by its factor, in float64."""
         ...
 
 
-@dataclass
 class Formed:
-    """Gradients that are there, one row each, float32."""
+    """Gradients that are there, in float32, a row each.
 
-    rows: Tensor
-    terms: int = 1
+    Args:
+        rows: [rows, size].
+    """
 
-    def squares(self) -> Float[np.ndarray, " rows"]:
+    terms = 1
+
+    def __init__(self, rows: Float32[np.ndarray, "rows size"]) -> None:
+        self._rows = rows
+
+    def squares(self) -> Rows:
         """Squared norms."""
-        wide = torch.zeros(len(self.rows), dtype=torch.float64)
-        for columns in self.rows.split(COLUMNS, dim=1):
-            wide += columns.double().square_().sum(dim=1)
-        return wide.numpy()
+        total, *others = [_squares(wide) for _, wide in self._widened()]
+        return sum(others, total)
 
     reach_squares = squares
 
-    def drop(self, rows: Tensor) -> None:
+    def drop(self, dropped: Bool[np.ndarray, " rows"]) -> None:
         """Make the gradients of these records zero."""
-        self.rows = self.rows.masked_fill(rows[:, None], 0.0)  # what autograd gave may be one value, expanded
+        self._rows = np.where(dropped[:, None], np.float32(0), self._rows)
 
-    def write(self, factors: Tensor, out: Tensor) -> None:
-        """One product of the factors with the rows, some columns at a time."""
-        for columns, piece in zip(self.rows.split(COLUMNS, dim=1), out.split(COLUMNS), strict=True):
-            torch.mv(columns.double().t(), factors, out=piece)
+    def write(self, factors: Rows, out: Float[np.ndarray, " size"]) -> None:
+        """One product of the factors with the rows."""
+        for columns, wide in self._widened():
+            np.matmul(factors, wide, out=out[columns])
+
+    def _widened(self) -> Iterator[tuple[slice, Float[np.ndarray, "rows columns"]]]:
+        for start in range(0, max(self._rows.shape[1], 1), COLUMNS):
+            columns = slice(start, start + COLUMNS)
+            yield columns, self._rows[:, columns].astype(np.float64)
 
 
 class Outer:
@@ -89,40 +99,48 @@ class Outer:
         gradients: [rows, positions, out].
     """
 
-    def __init__(self, inputs: Tensor, gradients: Tensor) -> None:
-        self._inputs, self._gradients = inputs.double(), gradients.double()
+    def __init__(
+        self,
+        inputs: Float32[np.ndarray, "rows positions in"],
+        gradients: Float32[np.ndarray, "rows positions out"],
+    ) -> None:
         self.terms = inputs.shape[1]
-        self._lengths = self._inputs.square().sum(dim=2) * self._gradients.square().sum(dim=2)
+        self._inputs, self._gradients = inputs.astype(np.float64, order="C"), gradients.astype(np.float64, order="C")
+        self._lengths = _squares(self._inputs) * _squares(self._gradients)
 
-    def squares(self) -> Float[np.ndarray, " rows"]:
+    def squares(self) -> Rows:
         """Products of norms for one position; else from Gram matrices, plus what rounding may have taken from them."""
         if self.terms == 1:
-            return self._overflowing(self._lengths[:, 0].numpy())
-        gram = self._inputs @ self._inputs.mT
-        gram *= self._gradients @ self._gradients.mT
+            return self._overflowing(self._lengths[:, 0])
+        gram = self._inputs @ self._inputs.swapaxes(1, 2)
+        gram *= self._gradients @ self._gradients.swapaxes(1, 2)
         depth = self._inputs.shape[2] + self._gradients.shape[2] + 2 * self.terms + 16
-        return gram.sum(dim=2).sum(dim=1).clamp_(min=0.0).numpy() + 2 * depth * UNIT_ROUNDOFF * self.reach_squares()
+        return np.maximum(gram.sum(axis=2).sum(axis=1), 0.0) + 2 * depth * UNIT_ROUNDOFF * self.reach_squares()
 
-    def _overflowing(self, squares: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    def _overflowing(self, squares: Rows) -> Rows:
         """Infinity where float32 cannot hold the gradient, so that a record is dropped as it would be by vmap."""
         if not (squares >= FLOAT32_OVERFLOWS).any():
             return squares
-        largest = self._inputs.abs().amax(dim=(1, 2)) * self._gradients.abs().amax(dim=(1, 2))
-        return np.where((largest >= FLOAT32_OVERFLOWS).numpy(), np.inf, squares)
+        largest = np.abs(self._inputs).max(axis=(1, 2)) * np.abs(self._gradients).max(axis=(1, 2))
+        return np.where(largest >= FLOAT32_OVERFLOWS, np.inf, squares)
 
-    def reach_squares(self) -> Float[np.ndarray, " rows"]:
+    def reach_squares(self) -> Rows:
         """Square of the sum of the products' norms."""
-        return self._lengths.sqrt().sum(dim=1).square().numpy()
+        return np.square(np.sqrt(self._lengths).sum(axis=1))
 
-    def drop(self, rows: Tensor) -> None:
+    def drop(self, dropped: Bool[np.ndarray, " rows"]) -> None:
         """Make the gradients of these records zero."""
-        self._inputs[rows], self._gradients[rows] = 0.0, 0.0
+        self._inputs[dropped], self._gradients[dropped] = 0.0, 0.0
 
-    def write(self, factors: Tensor, out: Tensor) -> None:
+    def write(self, factors: Rows, out: Float[np.ndarray, " size"]) -> None:
         """One matrix product over rows and positions."""
         width, height = self._inputs.shape[2], self._gradients.shape[2]
         scaled = (self._gradients * factors[:, None, None]).reshape(-1, height)
-        torch.mm(scaled.t(), self._inputs.reshape(-1, width), out=out.view(height, width))
+        np.matmul(scaled.T, self._inputs.reshape(-1, width), out=out.reshape(height, width))
+
+
+def _squares(vectors: Float[np.ndarray, "*vectors size"]) -> Float[np.ndarray, "*vectors"]:
+    return np.matmul(vectors[..., None, :], vectors[..., :, None])[..., 0, 0]
 
 
 class Lookups:
@@ -146,61 +164,67 @@ class Lookups:
         self._sums = torch.zeros(len(found), wide.shape[1], dtype=torch.float64).index_add_(0, places.flatten(), wide)
         self._sums[self._entries == ignored] = 0.0
 
-    def squares(self) -> Float[np.ndarray, " rows"]:
+    def squares(self) -> Rows:
         """Squared norms: entries of one record do not overlap."""
         wide = torch.zeros(self._count, dtype=torch.float64)
         return wide.index_add_(0, self._rows, self._sums.square().sum(dim=1)).numpy()
 
     reach_squares = squares
 
-    def drop(self, rows: Tensor) -> None:
+    def drop(self, dropped: Bool[np.ndarray, " rows"]) -> None:
         """Make the gradients of these records zero."""
-        self._sums[rows[self._rows]] = 0.0
+        self._sums[torch.from_numpy(dropped)[self._rows]] = 0.0
 
-    def write(self, factors: Tensor, out: Tensor) -> None:
+    def write(self, factors: Rows, out: Float[np.ndarray, " size"]) -> None:
         """Add every record's entries to the table's."""
-        table = out.zero_().view(-1, self._sums.shape[1])
-        table.index_add_(0, self._entries, self._sums * factors[self._rows, None])
+        table = torch.from_numpy(out).zero_().view(-1, self._sums.shape[1])
+        table.index_add_(0, self._entries, self._sums * torch.from_numpy(factors)[self._rows, None])
 
 
 Parts = dict[str, Part]
 
 
-def make_parts(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> Parts:
+def make_parts(layer: nn.Module, trained: Container[str], inputs: Tensor, gradients: Tensor) -> Parts:
     """The parts of a layer's trained parameters, by name.
 
     Args:
         layer: One of `LAYERS`.
+        trained: Which of "weight" and "bias" to make parts for.
         inputs: What went in, batch first.
         gradients: Of what came out.
     """
-    if isinstance(layer, nn.Embedding):
-        entries, rows = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1, layer.embedding_dim)
-        ignored = -1 if layer.padding_idx is None else layer.padding_idx
-        return {"weight": Lookups(entries, rows, ignored=ignored, size=layer.num_embeddings)}
-    if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-        return _scaling(layer, inputs, gradients)
     if isinstance(layer, nn.Linear):
-        inputs = inputs.reshape(len(inputs), -1, layer.in_features)
-        return _dense(layer, inputs, gradients.reshape(len(gradients), -1, layer.out_features))
-    return _dense(layer, _patches(layer, inputs).mT, gradients.flatten(2).mT)
+        rows, at, out = inputs.numpy(), gradients.numpy(), gradients.shape[-1]
+        return _dense(trained, rows.reshape(len(rows), -1, rows.shape[-1]), at.reshape(len(rows), -1, out))
+    if isinstance(layer, nn.Embedding):
+        entries, at = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1, layer.embedding_dim)
+        ignored = -1 if layer.padding_idx is None else layer.padding_idx
+        return {"weight": Lookups(entries, at, ignored=ignored, size=layer.num_embeddings)}
+    if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+        return _scaling(layer, trained, inputs, gradients)
+    return _dense(trained, _patches(layer, inputs).mT.numpy(), gradients.flatten(2).mT.numpy())
 
 
-def _dense(layer: Any, inputs: Tensor, gradients: Tensor) -> Parts:
+def _dense(
+    trained: Container[str],
+    inputs: Float32[np.ndarray, "rows positions in"],
+    gradients: Float32[np.ndarray, "rows positions out"],
+) -> Parts:
     parts: Parts = {}
     positions, width, height = inputs.shape[1], inputs.shape[2], gradients.shape[2]
-    if layer.bias is not None and layer.bias.requires_grad:
-        parts["bias"] = Formed(gradients[:, 0] if positions == 1 else gradients.sum(dim=1))
-    if layer.weight.requires_grad:
+    if "bias" in trained:
+        parts["bias"] = Formed(gradients[:, 0] if positions == 1 else gradients.sum(axis=1))
+    if "weight" in trained:
         is_compact = 2 * positions**2 < width * height
         if positions == 1 or (is_compact and (positions <= SHORT or width * height > LARGE)):
             parts["weight"] = Outer(inputs, gradients)
         else:
-            parts["weight"] = Formed(torch.bmm(gradients.mT, inputs).flatten(1))
+            formed = torch.bmm(torch.from_numpy(gradients).mT, torch.from_numpy(inputs))
+            parts["weight"] = Formed(formed.flatten(1).numpy())
     return parts
 
 
-def _scaling(layer: Any, inputs: Tensor, gradients: Tensor) -> Parts:
+def _scaling(layer: Any, trained: Container[str], inputs: Tensor, gradients: Tensor) -> Parts:
     """Layers that normalise, then multiply each feature by a weight and add a bias."""
     if isinstance(layer, nn.LayerNorm):
         normal = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
@@ -209,10 +233,10 @@ def _scaling(layer: Any, inputs: Tensor, gradients: Tensor) -> Parts:
         normal = functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
         shape, position = (len(inputs), layer.num_channels, -1), 2
     parts: Parts = {}
-    if layer.weight.requires_grad:
-        parts["weight"] = Formed((gradients * normal).reshape(shape).sum(dim=position))
-    if layer.bias is not None and layer.bias.requires_grad:
-        parts["bias"] = Formed(gradients.reshape(shape).sum(dim=position))
+    if "weight" in trained:
+        parts["weight"] = Formed((gradients * normal).reshape(shape).sum(dim=position).numpy())
+    if "bias" in trained:
+        parts["bias"] = Formed(gradients.reshape(shape).sum(dim=position).numpy())
     return parts
 
 
