@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import time
 import venv
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import hubbub
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.local.bookkeeping import Bookkeeper
 from hubbub.local.torch_model import TorchModel
@@ -37,7 +39,8 @@ from hubbub.study import Code, Examples, Slots
 
 OPACUS = "opacus==1.6.0"
 PEER = Path(__file__).resolve().parent.parent / "build" / "peers" / "opacus"
-MAX_NORM, RATE = 1.0, 0.1
+MODES = ("hooks", "functorch", "ew", "ghost")
+MAX_NORM, RATE = 0.5, 0.1
 
 
 class Block(nn.Module):
@@ -109,6 +112,8 @@ class Case:
     name: str
     model: Callable[[], nn.Module]
     batch: int
+    steps: int
+    """Steps in each turn."""
     plain_goal: float | None
     opacus_goal: float | None
 
@@ -118,12 +123,12 @@ class Case:
 
 
 CASES = (
-    Case("LR784", linear, 64, 1.6, 3.0),
-    Case("MLP", mlp, 64, 2.2, 2.0),
-    Case("MLP", mlp, 256, 1.6, 2.0),
-    Case("CNN 80k", cnn, 64, 1.6, None),
-    Case("transformer 0.93M", transformer, 32, 1.6, None),
-    Case("transformer 0.93M", transformer, 64, None, None),
+    Case("LR784", linear, 64, 100, 1.6, 3.0),
+    Case("MLP", mlp, 64, 30, 2.2, 2.0),
+    Case("MLP", mlp, 256, 10, 1.6, 2.0),
+    Case("CNN 80k", cnn, 64, 4, 1.6, None),
+    Case("transformer 0.93M", transformer, 32, 1, 1.6, None),
+    Case("transformer 0.93M", transformer, 64, 1, None, None),
 )
 
 
@@ -144,13 +149,17 @@ def make_mechanism(dimension: int) -> Mechanism:
     )  # fmt: skip
 
 
-def make_learner(case: Case) -> TorchModel:
+def start_model(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    return case.model()
+
+
+def make_learner(case: Case, slots: Slots) -> TorchModel:
     code = Code(
         participants=lambda: ["a"], data=lambda _: Examples([], []), test_data=lambda: Examples([], []),
-        model=case.model,
+        model=lambda: start_model(case),
     )  # fmt: skip
     learner = TorchModel(code, seed=0)
-    slots = make_slots(case)
     learner.self_test(Slots(slots.x[:64], slots.y[:64], slots.is_real[:64]), per_example=True)
     assert isinstance(learner._clipper, Bookkeeper), "not the book-keeping clipper"  # noqa: SLF001
     return learner
@@ -201,3 +210,159 @@ def in_turns(steps: dict[str, Step], batches: Sequence[np.ndarray], repeats: int
             if repeat:  # the first warms up
                 times[name].append(1e3 * (time.process_time() - start) / len(batches))
     return times
+
+
+# --- Opacus ---
+
+
+def opacus_steps(case: Case, slots: Slots) -> dict[str, tuple[Step, nn.Module]]:
+    """A DP-SGD step without noise in each of Opacus's modes, and the model that it moves."""
+    warnings.simplefilter("ignore")  # about hooks and about randomness that is not secure, at every start
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping, wrap_model
+    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    common = {"noise_multiplier": 0.0, "max_grad_norm": MAX_NORM, "expected_batch_size": case.batch}
+
+    def batch(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows])
+
+    def formed(mode: str, model: nn.Module) -> Step:
+        wrapped = wrap_model(model, grad_sample_mode=mode)
+        optimiser = DPOptimizer(torch.optim.SGD(wrapped.parameters(), lr=RATE), **common)
+
+        def step(rows: np.ndarray) -> None:
+            x, y = batch(rows)
+            optimiser.zero_grad()
+            functional.cross_entropy(wrapped(x), y).backward()
+            optimiser.step()
+
+        return step
+
+    def ghost(model: nn.Module) -> Step:
+        wrapped = GradSampleModuleFastGradientClipping(model, max_grad_norm=MAX_NORM, use_ghost_clipping=True)
+        optimiser = DPOptimizerFastGradientClipping(torch.optim.SGD(wrapped.parameters(), lr=RATE), **common)
+        loss = DPLossFastGradientClipping(wrapped, optimiser, nn.CrossEntropyLoss())
+
+        def step(rows: np.ndarray) -> None:
+            x, y = batch(rows)
+            optimiser.zero_grad()
+            loss(wrapped(x), y).backward()
+            optimiser.step()
+
+        return step
+
+    models = {mode: start_model(case) for mode in MODES}
+    steps = {mode: ghost(model) if mode == "ghost" else formed(mode, model) for mode, model in models.items()}
+    return {f"Opacus, {mode}": (steps[mode], models[mode]) for mode in steps}
+
+
+def clipped_sums_agree(case: Case, slots: Slots, rows: np.ndarray) -> float:
+    """How far Opacus's clipped sums are from hubbub's, by norm, relative to it: the worst mode."""
+    learner = make_learner(case, slots)
+    ours = private_step(learner, slots)(rows).copy()
+    worst = 0.0
+    for name, (step, model) in opacus_steps(case, slots).items():
+        step(rows)
+        parts = [np.asarray(value.grad.detach()).ravel() for value in model.parameters()]
+        difference = float(np.linalg.norm(np.concatenate(parts) * case.batch - ours) / np.linalg.norm(ours))
+        assert difference < 1e-4, f"{case.label}: {name} has another clipped sum, off by {difference:.1e}"
+        worst = max(worst, difference)
+    return worst
+
+
+def install_peer() -> None:
+    """Opacus in an environment of its own, on the torch and numpy that hubbub runs on."""
+    wanted = [OPACUS, *(f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy"))]
+    done, own = PEER / "installed", sysconfig.get_path("purelib")
+    if done.exists() and done.read_text() == "\n".join([*wanted, own]):
+        return
+    print(f"installing {', '.join(wanted)} in {PEER}", file=sys.stderr)
+    venv.create(PEER, with_pip=True, clear=True)
+    library = sysconfig.get_path("purelib", vars={"base": str(PEER)})
+    (Path(library) / "beside.pth").write_text(own + "\n")
+    subprocess.run([PEER / "bin" / "pip", "install", "-qq", *wanted], check=True, stdout=sys.stderr)
+    done.write_text("\n".join([*wanted, own]))
+
+
+# --- the table ---
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ratios, one per turn, and their goal."""
+
+    what: str
+    values: Sequence[float]
+    goal: float | None
+    is_least: bool = False
+    """Whether the goal is the least allowed value; else it is the most."""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the median reaches the goal."""
+        value = statistics.median(self.values)
+        return self.goal is None or (value >= self.goal if self.is_least else value <= self.goal)
+
+    def __str__(self) -> str:
+        goal = f"{'>=' if self.is_least else '<='} {self.goal:g} x" if self.goal else ""
+        verdict = ("pass" if self.is_met else "MISS") if self.goal else ""
+        spread = f"{min(self.values):.2f} to {max(self.values):.2f}"
+        return f"{self.what:48} {goal:>9} {statistics.median(self.values):7.2f}   {spread:16} {verdict}"
+
+
+def compare(case: Case, repeats: int, *, with_opacus: bool) -> list[Row]:
+    """Print milliseconds per step; the ratios are those within each turn."""
+    slots, rng = make_slots(case), np.random.default_rng(1)
+    batches = [rng.choice(len(slots), case.batch, replace=False) for _ in range(case.steps)]
+    plain, private = make_learner(case, slots), make_learner(case, slots)
+    steps = {"plain": plain_step(plain, slots), "hubbub": private_step(private, slots)}
+    print(f"\n{case.label}, d = {plain.dimension:,}; CPU milliseconds per step, median and range")
+    if with_opacus and case.opacus_goal:
+        print(
+            f"  the same clipped sum by Opacus in {len(MODES)} modes: within {clipped_sums_agree(case, slots, batches[0]):.0e}"
+        )
+        steps |= {name: step for name, (step, _) in opacus_steps(case, slots).items()}
+    times = in_turns(steps, batches, repeats)
+    for name, each in times.items():
+        print(f"  {name:20} {statistics.median(each):9.3f}   {min(each):.3f} to {max(each):.3f}", flush=True)
+    ratios = [one / other for one, other in zip(times["hubbub"], times["plain"], strict=True)]
+    rows = [Row(f"{case.label}: private / plain", ratios, case.plain_goal)]
+    if len(times) > 2:
+        best = min(list(times)[2:], key=lambda name: statistics.median(times[name]))
+        ratios = [one / other for one, other in zip(times[best], times["hubbub"], strict=True)]
+        rows.append(Row(f"{case.label}: {best} / hubbub", ratios, case.opacus_goal, is_least=True))
+    return rows
+
+
+def measure(repeats: int, *, with_opacus: bool) -> None:
+    torch.set_num_threads(1)
+    rows = [row for case in CASES for row in compare(case, repeats, with_opacus=with_opacus)]
+    names = ("hubbub", "torch", "numpy", *(["opacus"] if with_opacus else []))
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    print(f"\nPython {platform.python_version()}, {packages}, {platform.machine()}, one core, {repeats} turns")
+    print(f"{'':48} {'goal':>9} {'median':>7}   {'range':16}")
+    for row in rows:
+        print(row)
+    raise SystemExit(not all(row.is_met for row in rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--without-opacus", action="store_true")
+    parser.add_argument("--beside-opacus", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.without_opacus or asked.beside_opacus:
+        measure(asked.repeats, with_opacus=asked.beside_opacus)
+    install_peer()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    source = str(Path(hubbub.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [PEER / "bin" / "python", __file__, "--beside-opacus", "--repeats", str(asked.repeats)]
+    raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -369,7 +369,7 @@ def conv2d(draw, shape):
 MAKERS = {1: [linear, layer_norm], 2: [linear, layer_norm, group_norm, conv1d], 3: [conv2d, group_norm, linear]}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(architectures(), st.floats(1e-3, 10.0), st.integers(0, 2**32), st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_both_clippers_agree_record_by_record_and_on_which_are_dropped(architecture, max_norm, seed, bad):
     model, shape, tokens = architecture
@@ -410,4 +410,4 @@ def test_a_gradient_that_float32_cannot_hold_is_dropped_as_vmap_drops_it(size):
     per_example = PerExample(model, clipper._loss)
     first, second = clipper(x, y, weights, mechanism), per_example(x, y, weights, mechanism)
     np.testing.assert_allclose(first, second, atol=1e-6)
-    assert first.any() == (size * 1e19 <= np.finfo(np.float32).max)
+    assert first.any() == (size <= 3.4e19)

@@ -46,7 +46,8 @@ class TorchModel:
         self.parameters = list(trained.values())
         self._untrained = {name: value.detach().clone() for name, value in self._state() if name not in trained}
         self.flat = torch.from_numpy(self._initial.copy())
-        for value, view in zip(self.parameters, self.views(self.flat), strict=True):
+        self._views = self.views(self.flat)
+        for value, view in zip(self.parameters, self._views, strict=True):
             value.data = view
         self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
 
@@ -125,22 +126,21 @@ class TorchModel:
             Deterministic in its arguments. Only ever sent after clipping: what it does inside one
             participant is covered by client-level privacy.
         """
+        real = np.flatnonzero(slots.is_real)
+        if not real.size:
+            return np.zeros(self.dimension)
         self.flat.copy_(torch.from_numpy(parameters))
         self.module.train()
-        real = np.flatnonzero(slots.is_real)
-        torch.manual_seed(int(rng.integers(2**63)))  # for layers that draw, such as dropout
+        # For layers that draw, such as dropout. torch.manual_seed formats a traceback, for GPUs that are not there:
+        # more work than a small participant's whole training.
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
         for _ in range(training.local_epochs):
             order = rng.permutation(real)
-            for start in range(0, len(order), training.batch_size):
-                with running("model() or loss() in training"):
-                    self._step(slots, order[start : start + training.batch_size], training.learning_rate)
-        return self.flat.numpy().astype(np.float64) - parameters.astype(np.float64)
-
-    def _step(self, slots: Slots, rows: Int[np.ndarray, " rows"], learning_rate: float) -> None:
-        gradients = self._gradients(torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows]))
-        with torch.no_grad():
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                parameter.add_(gradient, alpha=-learning_rate)
+            x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
+            with running("model() or loss() in training"):
+                for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):
+                    torch._foreach_add_(self._views, self._gradients(*batch), alpha=-training.learning_rate)
+        return np.subtract(self.flat.numpy(), parameters, dtype=np.float64)
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         loss = self.loss(self.module(x), y).mean()
