@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.mixed, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         n, length, width = x.shape
         parts = self.mixed(self.before(x)).view(n, length, 3, self.heads, width // self.heads)
         query, key, value = (parts[:, :, at].transpose(1, 2) for at in range(3))
@@ -87,14 +87,14 @@ class Positions(nn.Module):
         super().__init__()
         self.register_buffer("table", torch.randn(length, width) / 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x + self.table
 
 
 class First(nn.Module):
     """The mean over positions."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x.mean(dim=1)
 
 
@@ -119,6 +119,7 @@ class Case:
 
     @property
     def label(self) -> str:
+        """What the table calls it."""
         return f"{self.name} B{self.batch}"
 
 
@@ -177,7 +178,7 @@ def plain_step(learner: TorchModel, slots: Slots) -> Step:
         loss = functional.cross_entropy(learner.module(x), y)
         gradients = torch.autograd.grad(loss, learner.parameters)
         with torch.no_grad():
-            torch._foreach_add_(learner.parameters, gradients, alpha=-RATE)  # noqa: SLF001
+            torch._foreach_add_(learner.parameters, gradients, alpha=-RATE)
 
     return step
 
@@ -188,11 +189,12 @@ def private_step(learner: TorchModel, slots: Slots) -> Step:
 
     def step(rows: np.ndarray) -> np.ndarray:
         parameters = learner.flat.numpy()
-        first, *others = learner.clipped_sums(parameters, slots, rows, mechanism)
-        for other in others:
-            first += other
-        learner.flat.add_(torch.from_numpy(first).float(), alpha=-RATE / len(rows))
-        return first
+        sums = learner.clipped_sums(parameters, slots, rows, mechanism)
+        total = next(sums)
+        for part in sums:
+            total += part
+        learner.flat.add_(torch.from_numpy(total).float(), alpha=-RATE / len(rows))
+        return total
 
     return step
 
@@ -320,7 +322,8 @@ def compare(case: Case, repeats: int, *, with_opacus: bool) -> list[Row]:
     print(f"\n{case.label}, d = {plain.dimension:,}; CPU milliseconds per step, median and range")
     if with_opacus and case.opacus_goal:
         print(
-            f"  the same clipped sum by Opacus in {len(MODES)} modes: within {clipped_sums_agree(case, slots, batches[0]):.0e}"
+            f"  the same clipped sum by Opacus in {len(MODES)} modes, within",
+            f"{clipped_sums_agree(case, slots, batches[0]):.0e}",
         )
         steps |= {name: step for name, (step, _) in opacus_steps(case, slots).items()}
     times = in_turns(steps, batches, repeats)

@@ -6,7 +6,7 @@ every trained parameter belongs to a supported layer that is called once, batch 
 records, by the graph and by comparison with `vmap`, and says None where that is not so.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,8 +20,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hubbub.local.parts import LAYERS, Part, make_parts
 from hubbub.mechanism import Mechanism
-from hubbub.mechanism.mechanism import MICROBATCH
 from hubbub.mechanism.clip import UNIT_ROUNDOFF
+from hubbub.mechanism.mechanism import MICROBATCH
 
 SPREAD = 1024.0
 """Most by which the terms of a record's gradient may exceed the gradient before it is clipped further."""
@@ -87,7 +87,7 @@ class Bookkeeper:
         """What went into each layer, and the gradient of the losses with respect to what came out."""
         seen, losses = self._forward(x, y)
         edges = [one[0].edge for one in seen.values()]
-        gradients = torch.autograd.grad(losses.sum(), edges)  # pyright: ignore[reportArgumentType]
+        gradients = torch.autograd.grad(losses.sum(), edges)
         return {
             name: (calls[0].inputs.detach(), gradient)
             for (name, calls), gradient in zip(seen.items(), gradients, strict=True)
@@ -116,10 +116,9 @@ class Bookkeeper:
             return False
         if any((calls[0].inputs.shape[0], calls[0].shape[0]) != (len(x), len(x)) for calls in seen.values()):
             return False
-        uses, trained = _uses(losses), [value for value in self._module.parameters() if value.requires_grad]
-        edges = [calls[0].edge for calls in seen.values()]
-        gradients = torch.autograd.grad(losses.sum(), edges, allow_unused=True)  # pyright: ignore[reportArgumentType]
-        return all(gradient is not None for gradient in gradients) and all(uses.get(id(p)) == 1 for p in trained)
+        torch.autograd.grad(losses.sum(), [calls[0].edge for calls in seen.values()])  # raises for one without effect
+        uses = _uses(losses)
+        return all(uses.get(id(value)) == 1 for value in self._module.parameters() if value.requires_grad)
 
     def is_separate(self, x: Tensor, y: Tensor) -> bool:
         """Whether what is kept of each row stays as it was, bit for bit, when another row is nulled or not finite."""
@@ -175,7 +174,7 @@ def fit(
 
 
 @contextmanager
-def _stirred(module: nn.Module) -> Iterator[None]:
+def _stirred(module: nn.Module) -> Generator[None]:
     """Trained parameters away from where they start: a layer that starts at zero would hide those before it."""
     trained = [value for value in module.parameters() if value.requires_grad]
     before, generator = [value.detach().clone() for value in trained], torch.Generator().manual_seed(0)
@@ -229,7 +228,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def _recording(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[_Seen]]]:
+def _recording(layers: Mapping[str, nn.Module]) -> Generator[dict[str, list[_Seen]]]:
     seen: dict[str, list[_Seen]] = {name: [] for name in layers}
 
     def recorded(forward: Callable[[Tensor], Tensor], calls: list[_Seen]) -> Callable[[Tensor], Tensor]:
@@ -253,14 +252,13 @@ def _recording(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[_Seen
 def _uses(losses: Tensor) -> dict[int, int]:
     """How often the graph of the losses reads each leaf tensor, by its id."""
     counts: dict[int, int] = {}
-    nodes, visited = [losses.grad_fn], {losses.grad_fn}
+    nodes: list[Any] = [losses.grad_fn]
+    visited = set(nodes)
     while nodes:
         for node, _ in nodes.pop().next_functions:
-            if node is None:
-                continue
             if hasattr(node, "variable"):
                 counts[id(node.variable)] = counts.get(id(node.variable), 0) + 1
-            elif node not in visited:
+            elif node is not None and node not in visited:
                 visited.add(node)
                 nodes.append(node)
     return counts

@@ -24,7 +24,6 @@ from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MICROBATCH
 from hubbub.study import Slots
 
-
 Clipper = Callable[[Tensor, Tensor, NDArray[np.float64], Mechanism], NDArray[np.float64]]
 """(x, y, weights, mechanism) -> the weighted sum of the clipped gradients of one microbatch, float64."""
 

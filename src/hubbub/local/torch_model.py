@@ -139,7 +139,8 @@ class TorchModel:
             x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
             with running("model() or loss() in training"):
                 for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):
-                    torch._foreach_add_(self._views, self._gradients(*batch), alpha=-training.learning_rate)
+                    for view, gradient in zip(self._views, self._gradients(*batch), strict=True):
+                        view.add_(gradient, alpha=-training.learning_rate)
         return np.subtract(self.flat.numpy(), parameters, dtype=np.float64)
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
