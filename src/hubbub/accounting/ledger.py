@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
-from hubbub.errors import BudgetError, InputError
+from hubbub.errors import BudgetError, VerificationError
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
 from hubbub.governance import Federation
@@ -71,26 +71,40 @@ class Accounts:
     _costs: dict[bytes, float] = field(default_factory=dict[bytes, float], repr=False)
 
     def apply(self, event: AnyEvent) -> None:
-        """Fold one more event in."""
+        """Fold one more event in.
+
+        Raises:
+            VerificationError: No ledger writes this event here.
+        """
         match event:
             case BudgetGranted():
                 self.grants[event.dataset] = event
             case BudgetReserved():
+                self._require(event.run not in self.runs, event.run, "is reserved once")
                 self.runs[event.run] = RunAccount(event)
             case BudgetCharged():
-                self._run(event.run).charged.add((event.round_number, event.attempt))
+                account, attempt = self._open_run(event.run), (event.round_number, event.attempt)
+                self._require(attempt not in account.charged, event.run, "is charged once for an attempt")
+                account.charged.add(attempt)
             case BudgetSettled():
-                self._run(event.run).is_settled = True
+                account = self._open_run(event.run)
+                self._require(event.charged == len(account.charged), event.run, "settles what was charged")
+                account.is_settled = True
             case _:
                 pass
 
-    def _run(self, run: str) -> RunAccount:
-        if run not in self.runs:
-            raise InputError(
-                f"run {run}, must be reserved before it is charged, found no reservation; nothing spent",
-                hint="restore the event log from a copy",
-            )
+    def _open_run(self, run: str) -> RunAccount:
+        account = self.runs.get(run)
+        self._require(account is not None and not account.is_settled, run, "is open while it is charged and settled")
         return self.runs[run]
+
+    @staticmethod
+    def _require(is_met: object, run: str, rule: str) -> None:
+        """Refuse a log that no ledger has written: what it spent could be hidden in it."""
+        if not is_met:
+            raise VerificationError(
+                f"run {run}, {rule}, found otherwise in the log; nothing spent", hint="restore the log from a copy"
+            )
 
     def number(self, run: str) -> int:
         """Number of a run's reservation, from 1: it only ever grows."""
@@ -218,7 +232,7 @@ class Ledger:
             accounts = Accounts(accounts.grants | {grant.dataset: grant for grant in granted}, accounts.runs)
             new = [*granted, *_sandbox_grants(accounts, reserved, sandbox_delta)]
             after = Accounts(accounts.grants | {grant.dataset: grant for grant in new}, accounts.runs)
-            _admit(after, reserved, home=str(self.log.path.parent))
+            admit(after, reserved, home=str(self.log.path.parent))
             return [*new, reserved]
 
         return self.log.append(decide)
@@ -327,8 +341,12 @@ def _sandbox_grants(accounts: Accounts, reserved: BudgetReserved, delta: float |
     return [msgspec.structs.replace(pattern, dataset=dataset) for dataset in missing]
 
 
-def _admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
-    """Raise unless every dataset has room for the whole schedule; equal accounts are composed once."""
+def admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
+    """Refuse unless every dataset has room for the whole schedule; equal accounts are composed once.
+
+    Raises:
+        BudgetError: One has not; nothing trained, nothing spent.
+    """
     known: set[bytes] = set()
     for dataset in reserved.datasets:
         grant = accounts.grants.get(dataset)

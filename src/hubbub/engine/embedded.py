@@ -28,7 +28,7 @@ from safetensors.numpy import save
 from hubbub.accounting.ledger import Ledger, RunAccount
 from hubbub.coordinator import Coordinator, Progress
 from hubbub.engine.federation import Federation, elided
-from hubbub.engine.folder import RunFacts, RunFolder, as_json
+from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.home import home_folder, open_log, open_log_key, salts
 from hubbub.engine.permission import Permission
 from hubbub.engine.prepare import Prepared, prepare
@@ -54,6 +54,7 @@ from hubbub.participant import Participant, commit
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
 from hubbub.release import claim_from_log
+from hubbub.release.bundle import as_json
 from hubbub.study import Study, load_study
 from hubbub.tlog import Signer, sign_checkpoint
 
@@ -311,14 +312,15 @@ class _Session:
         start = Progress(self.prepared.learner.initial())
         has_started = any(isinstance(event, RunStarted) for event in before)
         account = self._account(before, [*(opening if has_started else ()), self._reservation()])
-        if not has_started:
-            return start, opening
         if not account.is_settled:
             self.permission.grant()
+        if not has_started:
+            return start, opening
         progress, last = self.folder.read_snapshot(self.plan) or (start, None)
         closed = [event for event in before if isinstance(event, RoundClosed)]
         missing = [last] if last is not None and last not in closed else []
-        if progress.round_number != len(closed) + len(missing) + 1:
+        is_charged = last is None or (last.run == self.name and (last.round_number, last.attempt) in account.charged)
+        if progress.round_number != len(closed) + len(missing) + 1 or not is_charged:
             raise self._refusal(
                 f"must have its snapshot of round {len(closed)}", f"one of round {progress.round_number - 1}"
             )

@@ -28,7 +28,7 @@ from hubbub.coordinator import Progress
 from hubbub.errors import InputError, RefusedError
 from hubbub.events import RoundClosed, decode_event, encode_event
 from hubbub.planning import Plan
-from hubbub.release.bundle import StudyFacts
+from hubbub.release.bundle import StudyFacts, as_json
 from hubbub.study import Study
 
 FORMAT = 1
@@ -175,8 +175,3 @@ def _read_snapshot(path: Path, dimension: int) -> tuple[Progress, RoundClosed] |
     if not isinstance(closed, RoundClosed) or not is_right or digest != metadata.get("sha256"):
         return None
     return Progress(parameters, arrays["velocity"], closed.round_number + 1), closed
-
-
-def as_json(value: object) -> bytes:
-    """A value as JSON for people and programs."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"

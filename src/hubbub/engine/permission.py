@@ -54,7 +54,16 @@ class Permission:
             RefusedError: A participant has no registered dataset.
         """
         federation = self.federation
-        return None if federation.is_sandbox else [federation.datasets[key].account for key in self._datasets()]
+        if federation.is_sandbox:
+            return None
+        accounts = [federation.datasets[key].account for key in self._datasets()]
+        if len(set(accounts)) < len(accounts):
+            raise RefusedError(
+                "participants, must each have a budget of their own, found two with versions of one dataset, where a "
+                "record would count twice; nothing trained, nothing spent",
+                hint="let one of them take part",
+            )
+        return accounts
 
     def grant(self) -> list[BudgetGranted]:
         """Refuse a run that may not begin; else what owners granted and the ledger does not know yet.
@@ -90,11 +99,12 @@ class Permission:
                 "nothing more asked, what was charged stays charged",
                 hint="hubbub approvals",
             )
-        if after_round in self._settings.governance.reviews and not federation.review_passed(run, after_round):
-            raise WaitingError(
-                f"run {run}, waits for a review after round {after_round}; nothing more asked, it stays reserved",
-                hint=f"hubbub propose review {run} {after_round} --key FILE, then hubbub resume",
-            )
+        for review in self._settings.governance.reviews:
+            if review <= after_round and not federation.review_passed(run, review):
+                raise WaitingError(
+                    f"run {run}, waits for a review after round {review}; nothing more asked, it stays reserved",
+                    hint=f"hubbub propose review {run} {review} --key FILE, then hubbub resume",
+                )
 
     def _datasets(self) -> dict[str, str]:
         """The newest dataset of each participant, with its name."""
@@ -111,6 +121,12 @@ class Permission:
 
     def _granted(self, account: str) -> list[BudgetGranted]:
         budget, before = self.federation.budgets[account], self._log.fold(Accounts).grants.get(account)
+        if before is not None and (before.kind, before.unit, before.delta) != ("filter", budget.unit, budget.delta):
+            raise RefusedError(
+                f"{account[:12]}, must have the budget that its owner registered, found a {before.kind} at "
+                f"delta {before.delta:g}; nothing trained, nothing spent",
+                hint="register the dataset again, under an id of its own",
+            )
         if before is not None and before.epsilon == budget.epsilon:
             return []
         order = before.order if before is not None else None

@@ -32,16 +32,21 @@ def prepare(study: Study) -> Prepared:
         CodeError: study.py does not import, lacks a function, mixes examples, or returns records of
             another dtype or shape than declared; nothing trained.
     """
-    columns = study.settings.data
+    columns, code_hash = study.settings.data, study.code_hash
     names = call(study.code.participants)
     _check_names(names)
     slots = {name: conform(call(study.code.data, name), columns, f"data({name!r})") for name in names}
     test_data = call(study.code.test_data)
     test = conform(test_data, columns, "test_data()")
     learner = make_learner(study)
+    if study.code_hash != code_hash:
+        raise CodeError(
+            "study code, must stay as it is while it is loaded, found that it changed itself; nothing trained",
+            hint="no file of a study writes into the study",
+        )
     lock = Lock(
         format=1,
-        code_hash=study.code_hash,
+        code_hash=code_hash,
         schema_hash=study.schema_hash,
         parameters=learner.dimension,
         slots={name: len(part) for name, part in slots.items()},

@@ -70,7 +70,7 @@ def release_run(folder: str | Path, *, out: str | Path | None = None) -> Path:
 
 def _files(folder: RunFolder) -> dict[str, bytes]:
     try:
-        files = {name: (folder.path / source).read_bytes() for source, name in COPIED.items()}
+        files = {name: (folder.path / name).read_bytes() for name in COPIED}
         return files | {MODEL: (folder.path / "model.safetensors").read_bytes()}
     except OSError as error:
         raise RefusedError(

@@ -180,6 +180,7 @@ class Federation(State):
         """
         if self.is_sandbox:
             return None
+        now = max(now, self.latest)  # a clock that is behind the log makes nothing last longer
         what, hint = f"plan {plan_hash[:16]}", "hubbub propose study STUDY"
         asked = (study_hash, code_hash, dict(datasets), purpose, terms)
         cases = [(case, _asked_for(study)) for case, study in self.studies(plan_hash)]
@@ -201,6 +202,7 @@ class Federation(State):
         """
         if self.is_sandbox:
             return None
+        now = max(now, self.latest)  # a clock that is behind the log makes nothing last longer
         what, hint = f"release of {run}", f"hubbub propose release {run}"
         asked = [(case, act) for case, act in self.cases_of(ReleaseModel) if act.run == run]
         same = [case for case, act in asked if (act.model_hash, act.claim_hash) == (model_hash, claim_hash)]

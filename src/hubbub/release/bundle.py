@@ -1,6 +1,6 @@
 """The bundle: everything that an outsider needs to check a released model, in one signed folder.
 
-claim.json, report.html      what is claimed, for programs and for people
+claim.json                   what is claimed
 study.json, plan.json        from which the plan is made again
 model/                       model.safetensors and model.sig (OpenSSF model-signing)
 log/                         the whole log as static files: checkpoint and tiles
@@ -27,13 +27,8 @@ MODEL, SIGNATURE, MODEL_SIGNATURE, PUBLIC_KEY = (
     "model/model.sig",
     "release.pub",
 )
-COPIED = {
-    "claim.json": "claim.json",
-    "report.html": "report.html",
-    "study.json": "study.json",
-    "plan.json": "plan.json",
-}
-"""Files of a run directory, and what they are called in a bundle."""
+COPIED = ("claim.json", "study.json", "plan.json")
+"""Files that come from the run directory as they are. No report: nothing would check it."""
 
 
 class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +36,11 @@ class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     settings: Settings
     lock: Lock
+
+
+def as_json(value: object) -> bytes:
+    """A value as JSON for people and programs."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
 def write_bundle(

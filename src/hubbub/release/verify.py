@@ -1,6 +1,6 @@
 """Check a bundle, offline: signatures, the log, who allowed it, what it cost, and that the claim follows.
 
-    files -> keys -> log -> acts -> run -> plan -> budget -> claim
+    files -> log -> keys -> model -> plan -> acts -> budget -> claim
 
 Each step is told as it passes. Nothing of the study's code is run and no model is loaded.
 
@@ -9,34 +9,38 @@ says so.
 """
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import msgspec
 
-from hubbub.accounting.ledger import Accounts
+from hubbub.accounting.ledger import Accounts, admit
 from hubbub.errors import HubbubError, InputError, VerificationError
 from hubbub.events import (
     AnyEvent,
-    BudgetCharged,
     BudgetGranted,
     BudgetReserved,
+    BudgetSettled,
     ModelReleased,
+    ParticipantJoined,
     RoundClosed,
+    RunFinished,
     RunStarted,
     decode_event,
 )
-from hubbub.governance import Federation
+from hubbub.governance import Federation, Permit, terms_of
 from hubbub.planning import Plan, check_plan, plan_from
-from hubbub.release.bundle import MODEL, MODEL_SIGNATURE, PUBLIC_KEY, SIGNATURE, StudyFacts
+from hubbub.release.bundle import MODEL, MODEL_SIGNATURE, PUBLIC_KEY, SIGNATURE, StudyFacts, as_json
 from hubbub.release.claim import ReleaseClaim, claim_from_log
 from hubbub.release.model_signing import fingerprint, read_public_key, verify_folder
 from hubbub.tlog import Policy, tiles, verify_checkpoint
 from hubbub.tlog.policy import parse_policy
 
 Document = TypeVar("Document")
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -78,20 +82,23 @@ def verify_bundle(
     files = {name: _read(folder, name) for name in ("claim.json", "plan.json", "study.json", MODEL)}
     _require(released.model_hash == _sha256(files[MODEL]), "model", "must be the one that the log says was released")
     _require(released.claim_hash == _sha256(files["claim.json"]), "claim", "must be the one that the log says")
+    claim = _document(files["claim.json"], ReleaseClaim)
+    plan, facts = _document(files["plan.json"], Plan), _document(files["study.json"], StudyFacts)
+    is_its_own = (claim.run, claim.hashes.get("model")) == (released.run, released.model_hash)
+    _require(is_its_own, "claim", "must be of the run and the model that were released")
     yield Check("model", f"{released.model_hash[:16]}, released by entry {events.index(released)} of the log")
 
-    yield Check("acts", _check_acts(events, released))
-    plan, facts = _document(files["plan.json"], Plan), _document(files["study.json"], StudyFacts)
-    _check_plan(events, released.run, plan, facts)
-    yield Check("plan", f"{plan.hash[:16]}, of these settings, reserved before the run began")
+    yield Check("plan", _check_run(events, released, plan, facts))
+    yield Check("acts", _check_acts(events, released, plan, facts))
     yield Check("budget", _check_budget(events, released.run))
+    _require(claim.certifiable and claim.epsilon_spent is not None, "claim", "must be of noise that nobody can repeat")
     if recompute:
         _require(plan_from(facts.settings, facts.lock) == plan, "plan", "must follow from the settings and sizes")
         yield Check("recomputed plan", f"noise multiplier {plan.noise_multiplier}, the same")
-    claim = _document(files["claim.json"], ReleaseClaim)
-    if recompute:
         again = claim_from_log(events, released.run, plan, facts.settings)
-        yield Check("recomputed claim", _compare(claim, again))
+        by = f"must be what follows from the log, by {claim.accountant}; here {again.accountant}"
+        _require(claim == again, "claim", by)
+        yield Check("recomputed claim", f"epsilon {_number(again.epsilon_spent)} at delta {again.delta:g}, the same")
     return claim
 
 
@@ -106,81 +113,120 @@ def _check_files(folder: Path) -> str:
         raise VerificationError(f"bundle: {error.message}; this release is not verified", hint=error.hint) from None
 
 
-def _check_acts(events: Sequence[AnyEvent], released: ModelReleased) -> str:
-    """Fold every act: signatures, roles and order are checked on the way; then the permission of this release."""
-    federation = Federation()
-    for event in events[: events.index(released)]:
-        federation.apply(event)
-    if federation.is_sandbox:
-        return "a sandbox: nobody had to approve"
-    study = federation.study_of(released.run)
-    _require(study is not None, "run", "must be of a study that was approved when it began")
-    try:
-        permit = federation.may_release(
-            run=released.run,
-            model_hash=released.model_hash,
-            claim_hash=released.claim_hash,
-            now=federation.latest,
-        )
-    except HubbubError as error:
-        raise _failure("release", error.message) from None
-    by = ", ".join(permit.approved_by) if permit else "nobody"
-    return f"federation {federation.name}: study and release approved, the release by {by}"
-
-
-def _check_plan(events: Sequence[AnyEvent], run: str, plan: Plan, facts: StudyFacts) -> None:
-    started = next(event for event in events if isinstance(event, RunStarted) and event.run == run)
-    reserved = next((event for event in events if isinstance(event, BudgetReserved) and event.run == run), None)
-    _require(reserved is not None, "plan", "must be reserved")
-    assert reserved is not None  # noqa: S101, `_require` has said so
-    _require(events.index(reserved) < events.index(started), "plan", "must be reserved before the run begins")
-    _require({started.plan_hash, reserved.plan_hash} == {plan.hash}, "plan", "must be the one that was reserved")
-    _require(started.code_hash == plan.code_hash == facts.lock.code_hash, "code", "must be the one that was planned")
+def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, facts: StudyFacts) -> str:
+    """The run is of this plan, from its reservation to its last round, in order."""
+    run = released.run
+    started = [event for event in events if _is_of(event, run, RunStarted)]
+    reserved = [event for event in events if _is_of(event, run, BudgetReserved)]
+    finished = [event for event in events if _is_of(event, run, RunFinished)]
+    settled = [event for event in events if _is_of(event, run, BudgetSettled)]
+    closed = [event.round_number for event in events if _is_of(event, run, RoundClosed)]
+    joined = {event.participant: event.slots for event in events if _is_of(event, run, ParticipantJoined)}
+    once = {len(started), len(reserved), len(finished), len(settled)} == {1}
+    _require(once, "run", "must be reserved, begin, end and be settled once")
+    start, whole = started[0], reserved[0]
+    steps: tuple[AnyEvent, ...] = (whole, start, finished[0], settled[0], released)
+    in_order = [events.index(event) for event in steps]
+    _require(in_order == sorted(in_order), "run", "must be reserved, begin, end, be settled and released in this order")
+    _require(closed == list(range(1, plan.rounds + 1)), "run", f"must close rounds 1 to {plan.rounds}, each once")
+    _require(finished[0].rounds == plan.rounds, "run", "must end after its last round")
+    _require(finished[0].model_hash == released.model_hash, "model", "must be the one that the run made")
+    _require({start.plan_hash, whole.plan_hash} == {plan.hash}, "plan", "must be the one that was reserved")
+    _require(whole == plan.reservation(run, whole.datasets), "plan", "must be reserved at its whole cost")
+    _require(len(set(whole.datasets)) == len(plan.slots), "plan", "must be reserved for every participant")
+    _require(start.code_hash == plan.code_hash == facts.lock.code_hash, "code", "must be the one that was planned")
+    _require(joined == plan.slots, "run", "must be of the participants that were planned")
+    ways = "none" if plan.secagg is None else facts.settings.speed.secagg
+    _require(start.secagg == ways, "run", "must have made its sums as its settings say")
+    source = plan.mechanism.noise_source
+    _require(source in {"os", start.noise_source}, "run", "must have drawn its noise as its plan says")
     try:
         check_plan(plan, facts.settings)
     except HubbubError as error:
         raise _failure("plan", error.message) from None
+    return f"{plan.hash[:16]}, of these settings, reserved before the run began; {plan.rounds} rounds, each once"
+
+
+def _check_acts(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, facts: StudyFacts) -> str:
+    """Fold every act: signatures, roles and order are checked on the way; then what allowed this run and release."""
+    federation, run = Federation(), released.run
+    data = {event.participant: event.data_commitment for event in events if _is_of(event, run, ParticipantJoined)}
+    permit: Permit | None = None
+    was_sandbox = True
+    for event in events:
+        if _is_of(event, run, BudgetReserved) and not federation.is_sandbox:
+            _check_permit(federation, event, data, plan, facts)
+            was_sandbox = False
+        if _is_of(event, run, RoundClosed):
+            due = [review for review in facts.settings.governance.reviews if review < event.round_number]
+            is_passed = all(federation.review_passed(run, review) for review in due)
+            _require(is_passed, "acts", f"must pass every review due before round {event.round_number}")
+        if event is released:
+            hashes = {"model_hash": released.model_hash, "claim_hash": released.claim_hash}
+            with _as_failure("acts"):
+                permit = federation.may_release(run=run, **hashes, now=federation.latest)
+        federation.apply(event)
+    if federation.is_sandbox:
+        return "a sandbox: nobody had to approve"
+    if permit is None or was_sandbox:
+        raise _failure("acts", "must allow run and release after the federation began")
+    return f"federation {federation.name}: study and release approved, the release by {', '.join(permit.approved_by)}"
+
+
+def _check_permit(
+    federation: Federation, reserved: BudgetReserved, data: Mapping[str, str], plan: Plan, facts: StudyFacts
+) -> None:
+    """What the engine must have asked before it reserved: everything that was approved is what was run."""
+    held = {known.registered.participant: key for key, known in federation.datasets.items() if not known.is_erased}
+    _require(data.keys() <= held.keys(), "acts", "must register the dataset of every participant")
+    accounts = {federation.datasets[held[name]].account for name in data}
+    _require(set(reserved.datasets) == accounts, "acts", "must charge the budgets of the participants' own datasets")
+    with _as_failure("acts"):
+        federation.may_run(
+            plan_hash=plan.hash,
+            study_hash=plan.study_hash,
+            code_hash=plan.code_hash,
+            datasets={held[name]: commitment for name, commitment in data.items()},
+            purpose=facts.settings.study.purpose,
+            terms=terms_of(facts.settings, minimum=plan.minimum),
+            now=federation.latest,
+        )
 
 
 def _check_budget(events: Sequence[AnyEvent], run: str) -> str:
-    """Fold every charge; a round is charged before it is closed, and no owner's grant is invented."""
+    """Fold every charge; a round is charged before it is closed, and no owner's grant is invented or overdrawn."""
     accounts, federation = Accounts(), Federation()
     for event in events:
         if isinstance(event, RoundClosed):
             charged = accounts.runs[event.run].charged if event.run in accounts.runs else set[tuple[int, int]]()
             is_charged = (event.round_number, event.attempt) in charged
-            _require(
-                is_charged, "budget", f"must be charged before round {event.round_number} of {event.run} is closed"
-            )
-        if isinstance(event, BudgetCharged) and event.run in accounts.runs:
-            account = accounts.runs[event.run]
-            is_within = not account.is_settled and len(account.charged) < account.reserved.attempts
-            _require(is_within, "budget", f"must be charged within the reservation of {event.run}")
+            _require(is_charged, "budget", f"must be charged before round {event.round_number} of {event.run} closes")
         if isinstance(event, BudgetGranted) and not federation.is_sandbox:
             budget = federation.budgets.get(event.dataset)
-            is_owners = budget is not None and (budget.epsilon, budget.delta) == (event.epsilon, event.delta)
-            _require(is_owners, "budget", f"must be what its owner registered for {event.dataset}")
-        accounts.apply(event)
+            owners = ("filter", budget.unit, budget.epsilon, budget.delta) if budget else ()
+            is_owners = owners == (event.kind, event.unit, event.epsilon, event.delta)
+            _require(is_owners, "budget", f"must be what its owner registered: {event.dataset}")
+        with _as_failure("budget"):
+            if _is_of(event, run, BudgetReserved):
+                admit(accounts, event, home="")
+            accounts.apply(event)
         federation.apply(event)
     account = accounts.runs[run]
+    _require(len(account.charged) <= account.reserved.attempts, "budget", "must be charged within the reservation")
     return f"{len(account.charged)} of {account.reserved.attempts} reserved attempts charged, each before its round"
 
 
-def _compare(claim: ReleaseClaim, again: ReleaseClaim) -> str:
-    """The claim must be what the log gives; with another version of the accountant, no epsilon may be too small."""
-    if claim == again:
-        return f"epsilon {_number(again.epsilon_spent)} at delta {again.delta:g}, by {again.accountant}, the same"
-    same = msgspec.structs.replace(
-        again, accountant=claim.accountant, epsilon_spent=claim.epsilon_spent,
-        epsilon_spent_rdp=claim.epsilon_spent_rdp, sentence=claim.sentence, lifetime=claim.lifetime,
-    )  # fmt: skip
-    is_other_accountant = claim.accountant != again.accountant and claim == same
-    _require(is_other_accountant, "claim", "must be what follows from the log")
-    stated, found = claim.epsilon_spent, again.epsilon_spent
-    _require(
-        found is None or (stated is not None and found <= stated * (1 + 1e-3)), "claim", "must state enough epsilon"
-    )
-    return f"epsilon {_number(found)} by {again.accountant}, the claim's {_number(stated)} by {claim.accountant}"
+@contextmanager
+def _as_failure(what: str) -> Generator[None]:
+    """A refusal of ledger or federation is this verification's failure."""
+    try:
+        yield
+    except HubbubError as error:
+        raise _failure(what, error.message) from None
+
+
+def _is_of(event: AnyEvent, run: str, kind: type[Kind]) -> TypeGuard[Kind]:
+    return isinstance(event, kind) and getattr(event, "run", None) == run
 
 
 def _released(events: Sequence[AnyEvent], key: str) -> ModelReleased:
@@ -198,9 +244,11 @@ def _event(body: bytes, index: int) -> AnyEvent:
 
 def _document(data: bytes, kind: type[Document]) -> Document:
     try:
-        return msgspec.json.decode(data, type=kind)
+        document = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, HubbubError) as error:
         raise _failure(kind.__name__.lower(), str(error)) from None
+    _require(as_json(document) == data, kind.__name__.lower(), "must be written in the one way that has one reading")
+    return document
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,6 +84,12 @@ _NOT_CODE = {"runs", ".hubbub", ".venv", "__pycache__", "build"}
 def hash_folder(directory: Path) -> str:
     """SHA-256 over name and bytes of every Python file of the study, packages included, in order of name."""
     digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            raise CodeError(
+                f"{path}, must be a folder of the study, found a link to one elsewhere: its code would be in no hash",
+                hint="copy it into the study",
+            )
     for path in sorted(directory.rglob("*.py")):
         name = path.relative_to(directory)
         if not _NOT_CODE & set(name.parts):
@@ -131,9 +138,11 @@ def _import(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and worker processes find what study.py defines
     sys.path.insert(0, str(path.parent.resolve()))
-    before = set(sys.modules)
+    before, cache = set(sys.modules), sys.pycache_prefix
     try:
-        spec.loader.exec_module(module)
+        with tempfile.TemporaryDirectory() as empty:
+            sys.pycache_prefix = empty  # bytecode beside the study may be another's: helpers come from source too
+            spec.loader.exec_module(module)
     except HubbubError:
         raise
     except Exception as error:
@@ -142,6 +151,7 @@ def _import(path: Path) -> ModuleType:
             hint=f"python {path} shows the whole traceback",
         ) from error
     finally:
+        sys.pycache_prefix = cache
         with suppress(ValueError):  # study.py may have changed the path itself
             sys.path.remove(str(path.parent.resolve()))
         _forget_helpers(set(sys.modules) - before, path.parent.resolve())
