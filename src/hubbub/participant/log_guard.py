@@ -52,16 +52,18 @@ class LogGuard:
     Args:
         memory: What it must not forget.
         site: What it knows from elsewhere.
+        started: When this process began, in POSIX seconds: until then its memory may have been put back.
 
     Guarantees:
         A mark and a charge are on the disk when `mark` and `charge` return. Marks only grow. No session is admitted
-        whose head a quorum did not cosign within a day, or whose history is not the one seen before.
+        whose head a quorum did not cosign within a day, or whose history is not the one seen before. While a quorum
+        is honest, every attempt that was ever answered is charged, or nothing is admitted before `recover`.
 
     Raises:
         InputError: The policy asks for no quorum.
     """
 
-    def __init__(self, memory: Memory, site: Site) -> None:
+    def __init__(self, memory: Memory, site: Site, started: int) -> None:
         if site.policy.quorum == NONE:
             raise InputError(
                 f"{site.name}, must have a policy with a quorum of witnesses, found 'quorum none'; nothing opened",
@@ -71,8 +73,10 @@ class LogGuard:
         self._memory = memory
         self._site = site
         self._view = LogView()
+        self._started = started
         self._admitted: Session | None = None
         self._is_compared = False
+        self._first: Mark | None = None
 
     # --- what a host calls ---
 
@@ -91,21 +95,26 @@ class LogGuard:
         """
         self._admitted = None
         head = self.follow(opening, now)
-        self._check_log(session, head)
+        self._check_log(session, head.checkpoint)
         reservation = self._check_reservation(session)
+        self._check_charged(session, reservation)
         self._check_permission(session, reservation, now)
         roster = self._check_roster(session)
         self._check_organisations(roster)
         self._check_keys_per_organisation(roster)
+        self._check_current(head)
         self._check_memory(session)
         self._check_closing_record(session)
         self._check_mark(session)
+        self._first = self._first if self._is_compared else session.mark
         self._is_compared = True
         self._admitted = session
         return roster
 
-    def follow(self, opening: Opening, now: int) -> Checkpoint:
+    def follow(self, opening: Opening, now: int) -> Verified:
         """Take the entries up to a newer head into the copy of the log; the head.
+
+        Best called with the newest head when a host starts: if nothing is under way then, nothing remains to compare.
 
         Raises:
             RoundError: The head is old, or smaller than the copy; nothing taken in.
@@ -119,7 +128,8 @@ class LogGuard:
         self._memory.extend(note, lambda size: self._check_continues(opening, head, size))
         for body in self._memory.entries(self._view.federation.entries):
             self._view.apply(decode_event(body))
-        return head
+        self._is_compared = self._is_compared or (self._is_since(verified, self._started) and not self._unknown())
+        return verified
 
     def mark(self, run: int, round_number: int, attempt: int) -> None:
         """Remember durably that a session is entered, before any key of it exists: a port of `secagg.Client`.
@@ -132,6 +142,8 @@ class LogGuard:
             raise self._refusal("must enter the session that was checked", repr(mark), hint="check it first")
         if not self._memory.enter(mark, admitted.id):
             raise self._refusal(f"must enter sessions in order, its mark is {self._memory.last.mark}", repr(mark))
+        if mark == self._first:
+            self._charge_first(mark)
 
     def charge(self, round_number: int, attempt: int) -> None:
         """Charge an attempt durably, before its masked input exists: a port of `secagg.Client`.
@@ -143,13 +155,20 @@ class LogGuard:
         mark = self._memory.last.mark
         if not self._is_compared or mark[1:] != (round_number, attempt):
             raise self._refusal("must charge the attempt that it entered", repr((round_number, attempt)))
-        reserved = self._view.reservations[mark[0]].event.attempts
+        reserved = self._reserved(mark[0])
         if not self._memory.charge(mark, reserved):
             raise BudgetError(
                 f"{self._site.name}, must charge at most the {reserved} attempts that were reserved, found one more; "
                 "nothing sent, no budget spent",
                 hint="the run is over: reserve another",
             )
+
+    def _charge_first(self, mark: Mark) -> None:
+        """The attempt under way at its start: it may have answered that one before its memory was put back."""
+        self._memory.charge(mark, self._reserved(mark[0]))
+
+    def _reserved(self, run: int) -> int:
+        return self._view.reservations[run].event.attempts
 
     def recover(self, opening: Opening, now: int) -> list[Mark]:
         """Go on after a restore from a copy, which the owner asks for: takes the maximum of memory and log.
@@ -176,10 +195,15 @@ class LogGuard:
         return verify_checkpoint(note, self._site.policy)
 
     def _check_fresh(self, head: Verified, now: int) -> None:
-        recent = [name for name, time in head.cosigned.items() if now - FRESH <= time <= now + AHEAD]
+        is_fresh = self._is_since(head, now - FRESH, now + AHEAD)
         rule = f"must be shown a head that a quorum cosigned in the last {FRESH // 3600} hours"
-        found = f"{len(recent)} of {len(self._site.policy.witnesses)} witnesses"
-        self._require(self._site.policy.is_quorum(recent), rule, found)
+        self._require(is_fresh, rule, "older cosignatures, or later ones than now")
+
+    def _is_since(self, head: Verified, earliest: int, latest: int | None = None) -> bool:
+        """Whether a quorum cosigned a head between these times."""
+        times = head.cosigned.items()
+        names = [name for name, time in times if earliest <= time and (latest is None or time <= latest)]
+        return self._site.policy.is_quorum(names)
 
     def _check_no_fork(self, verified: Verified, note: Note) -> None:
         """A log that signed two roots at one size is convicted: both heads are kept."""
@@ -221,6 +245,11 @@ class LogGuard:
         self._require(not reservation.is_settled, "must find the run's reservation open", "it settled")
         return reservation
 
+    def _check_charged(self, session: Session, reservation: Reservation) -> None:
+        """So that the log never holds less than was answered."""
+        is_charged = session.mark[1:] in reservation.charged
+        self._require(is_charged, "must find this attempt charged in the log before it is asked", "no charge")
+
     def _check_permission(self, session: Session, reservation: Reservation, now: int) -> None:
         federation, run = self._view.federation, reservation.event.run
         study = federation.study_of(run)
@@ -256,6 +285,11 @@ class LogGuard:
         account, last = self._site.account, self._memory.last.mark
         charged = {mark for mark in self._view.charged(account) if session is None or mark < session.mark}
         return {mark for mark in charged | self._view.closed(account) if mark > last}
+
+    def _check_current(self, head: Verified) -> None:
+        """What it is compared with after a start holds all that was ever answered, or a quorum lies."""
+        is_current = self._is_compared or self._is_since(head, self._started)
+        self._require(is_current, "must be shown, when it starts, a head that a quorum cosigned since", "an older one")
 
     def _check_memory(self, session: Session) -> None:
         """Only at the first session after a start: later on, what it does not know it was not asked for."""
