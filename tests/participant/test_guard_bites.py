@@ -59,6 +59,7 @@ BITES = {
     (LogGuard, "_check_memory", passes): {"rollback_backup", "rollback_and_old_head"},
     (LogGuard, "_charge_first", passes): {"rollback_in_a_round"},
     (LogGuard, "_check_closing_record", passes): {"omitted_record"},
+    (LogGuard, "_check_receipt", passes): {"left_out"},
     (LogGuard, "_check_mark", passes): {"closed_attempt"},
 }
 

@@ -32,6 +32,8 @@ from hubbub.governance.acts import EnrolKey, RevokeKey, StopRun
 from hubbub.governance.federation import Roster
 from hubbub.participant import LogGuard, Memory, Opening, Site, read_opening
 from hubbub.secagg import SUITE, Session
+from hubbub.secagg.closing import Receipt, close_session
+from hubbub.secagg.messages import Envelope, Signed
 from hubbub.tlog import Note, Policy, Signer, Store, sign_checkpoint
 from hubbub.tlog.checkpoint import parse_checkpoint
 from hubbub.tlog.keys import COSIGNATURE, ED25519
@@ -196,14 +198,27 @@ class World:
                 self.guard(name).charge(round_number, attempt)
         return session if all(entered) else None
 
-    def end(self, session):
+    def end(self, session, **fields):
         """Record a session's result."""
         self.record(
             RoundClosed(
                 run=self.name, round_number=session.round_number, attempt=session.attempt, participants=2,
-                step_norm=1.0, session=session.id.hex(),
+                step_norm=1.0, session=session.id.hex(), **fields,
             )
         )  # fmt: skip
+
+    def consent(self, session, name="node-1"):
+        """A participant's reply to `survivors`; what stands in its leaf."""
+        said = Signed(b"consent of " + name.encode(), bytes(64))
+        self.guard(name).consent(Envelope("consent", session.id, said.body, said.signature, b"").encode())
+        return said.encode()
+
+    def close_over(self, session, consents):
+        """Record a session over these members; their receipts."""
+        fields = {"salt": word("rho"), "adverts": word("A"), "survivors": word("hU"), "aggregate": b"sum"}
+        closing, receipts = close_session(consents, most=2, **fields)
+        self.end(session, **{name: value.hex() for name, value in msgspec.structs.asdict(closing).items()})
+        return receipts
 
     def play(self, *rounds, **options):
         """Honest rounds; the last session."""
@@ -357,6 +372,18 @@ def other_head(folder):
 # --- what the log says ---
 
 
+def left_out(folder):
+    """A sum that holds a participant's vector is recorded as one of others, with a receipt of somebody else's."""
+    world = World(folder)
+    session = world.ask(1)
+    world.consent(session)
+    receipts = world.close_over(session, {"node-2": b"consent of node-2"})
+    world.charge(2)
+    note = world.head()
+    shown = replace(world.opening(note), receipt=receipts["node-2"].encode())
+    return world, world.enter(world.session(note, 2), shown)
+
+
 def omitted_record(folder):
     """Round 1 ends without a record: whatever became of it, nobody can prove that it was opened."""
     world = World(folder)
@@ -418,7 +445,7 @@ ATTACKS = {
     attack.__name__: attack
     for attack in (
         rollback_backup, rollback_and_old_head, rollback_in_a_round, closed_attempt, uncharged_attempt,
-        fork_two_groups, other_history, two_roots, frozen_head, other_head, omitted_record, sybil_org,
+        fork_two_groups, other_history, two_roots, frozen_head, other_head, left_out, omitted_record, sybil_org,
         sybils_of_one_organisation, alone, other_plan, stopped_run,
     )
 }  # fmt: skip
@@ -435,6 +462,7 @@ WORDS = {
     "two_roots": "must be shown one history by example.com/log, found two signed heads of one size",
     "frozen_head": "must be shown a head that a quorum cosigned in the last 24 hours, found older cosignatures",
     "other_head": "must be asked into a session bound to the head it is shown, found another",
+    "left_out": "must be shown its receipt of the session it consented in last, (23, 1, 1), found one that does",
     "omitted_record": "must find the record of the session it entered last, (23, 1, 1), found none",
     "sybil_org": "must be asked with the signed roster in force, epoch 1, found another",
     "sybils_of_one_organisation": "must be in a roster with at most 1 keys of one organisation, found 5 of 'shell'",
@@ -566,6 +594,65 @@ def test_two_processes_on_one_memory_enter_a_session_once(world):
     memory.close()
 
 
+# --- receipts ---
+
+
+def go_on(world, **changes):
+    """Ask for round 2 with something else shown than entries alone: whether it is entered."""
+    world.charge(2)
+    note = world.head()
+    return world.enter(world.session(note, 2), replace(world.opening(note), **changes))
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_member_goes_on_with_its_receipt(world, arrived):
+    session = world.ask(1)
+    consent = world.consent(session)
+    receipts = world.close_over(session, {"node-1": consent if arrived else b"", "node-2": b""})
+    assert go_on(world, receipt=receipts["node-1"].encode())
+
+
+def test_a_member_without_a_receipt_stays(world):
+    session = world.ask(1)
+    world.close_over(session, {"node-1": world.consent(session), "node-2": b""})
+    assert not go_on(world)
+    assert refused(world, "must be shown its receipt of the session it consented in last, (23, 1, 1), found none")
+
+
+@pytest.mark.parametrize("members", ["", "no root"])
+def test_a_record_without_a_root_is_none_of_a_masked_sum(world, members):
+    session = world.ask(1)
+    world.consent(session)
+    world.end(session, members=members)
+    assert not go_on(world, receipt=Receipt(bytes(32), 2**63, ()).encode())
+    assert not go_on(world, receipt=Receipt(bytes(32), 0, ()).encode())
+    assert refused(world, "found one that does not lead to the record's members")
+
+
+def test_a_failure_needs_no_receipt(world):
+    session = world.ask(1)
+    world.consent(session)
+    world.record(RoundFailed(run="run-1", round_number=1, attempt=1, reason="few", session=session.id.hex()))
+    assert go_on(world)
+
+
+def test_a_release_is_not_undone_by_a_failure_of_the_same_session(world):
+    session = world.ask(1)
+    world.close_over(session, {"node-1": world.consent(session), "node-2": b""})
+    world.record(RoundFailed(run="run-1", round_number=1, attempt=1, reason="few", session=session.id.hex()))
+    assert not go_on(world)
+    assert refused(world, "must be shown its receipt")
+
+
+def test_a_consent_to_another_session_is_not_remembered(world):
+    session = world.ask(1)
+    with pytest.raises(HubbubError, match="must remember consents to the session that it entered, found 'consent'"):
+        world.consent(replace(session, attempt=2))
+    with pytest.raises(HubbubError, match="found 'masked'"):
+        world.guard().consent(Envelope("masked", session.id, b"", bytes(64), b"").encode())
+    assert world.memories["node-1"].last.consent == b""
+
+
 # --- recovery ---
 
 
@@ -575,7 +662,7 @@ def test_recovery_takes_the_maximum_and_charges_the_gap(tmp_path):
     assert not world.enter(world.session(note, 4), world.opening(note))  # whatever it is asked for
     assert world.guard().recover(world.opening(note), world.now) == [(world.run, 2, 1), (world.run, 3, 1)]
     assert world.charges() == [(1, 1), (2, 1), (3, 1)]
-    assert world.memories["node-1"].last == ((world.run, 3, 1), b"")
+    assert world.memories["node-1"].last == ((world.run, 3, 1), b"", b"")
     world.play(4)
     assert world.charges() == [(1, 1), (2, 1), (3, 1), (4, 1)]
     world.close()
@@ -596,7 +683,7 @@ def test_recovery_with_nothing_lost_changes_nothing(world):
     session = world.play(1)
     world.restart()
     assert world.guard().recover(world.opening(world.head()), world.now) == []
-    assert world.memories["node-1"].last == (session.mark, session.id)
+    assert world.memories["node-1"].last == (session.mark, session.id, b"")
 
 
 def test_recovery_takes_no_old_head(tmp_path):

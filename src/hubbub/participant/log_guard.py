@@ -18,6 +18,8 @@ from hubbub.participant.log_view import LogView, Mark, Reservation
 from hubbub.participant.memory import Memory
 from hubbub.participant.opening import Opening
 from hubbub.secagg import Session
+from hubbub.secagg.closing import Receipt, is_member
+from hubbub.secagg.messages import Envelope, Signed, read
 from hubbub.tlog import Checkpoint, Note, Policy
 from hubbub.tlog.note import parse_note
 from hubbub.tlog.policy import NONE
@@ -105,6 +107,7 @@ class LogGuard:
         self._check_current(head)
         self._check_memory(session)
         self._check_closing_record(session)
+        self._check_receipt(session, opening)
         self._check_mark(session)
         self._first = self._first if self._is_compared else session.mark
         self._is_compared = True
@@ -162,6 +165,20 @@ class LogGuard:
                 "nothing sent, no budget spent",
                 hint="the run is over: reserve another",
             )
+
+    def consent(self, reply: bytes) -> None:
+        """Remember durably what it consents to, before the reply to `survivors` leaves: it may ask for a receipt.
+
+        Args:
+            reply: That reply, as `secagg.Client` gave it.
+
+        Raises:
+            RoundError: It is of another session than the one that was entered.
+        """
+        envelope = read(Envelope, reply)
+        is_own = envelope.kind == "consent"
+        is_own = is_own and self._memory.consent(envelope.session, Signed(envelope.body, envelope.signature).encode())
+        self._require(is_own, "must remember consents to the session that it entered", repr(envelope.kind))
 
     def _charge_first(self, mark: Mark) -> None:
         """The attempt under way at its start: it may have answered that one before its memory was put back."""
@@ -301,11 +318,24 @@ class LogGuard:
             )
 
     def _check_closing_record(self, session: Session) -> None:
-        mark, name = self._memory.last
-        if name in (b"", session.id):
-            return
-        records = self._view.reservations[mark[0]].closed.get(mark[1:], set[str]())
-        self._require(name.hex() in records, f"must find the record of the session it entered last, {mark}", "none")
+        mark, name, _ = self._memory.last
+        if name not in (b"", session.id):
+            is_closed = name.hex() in self._closed(mark)
+            self._require(is_closed, f"must find the record of the session it entered last, {mark}", "none")
+
+    def _check_receipt(self, session: Session, opening: Opening) -> None:
+        """Whoever consented to a sum that was released is among the members that the log commits to."""
+        mark, name, consent = self._memory.last
+        members = self._closed(mark).get(name.hex())
+        if name not in (b"", session.id) and consent and members is not None:
+            rule = f"must be shown its receipt of the session it consented in last, {mark}"
+            self._require(bool(opening.receipt), rule, "none")
+            is_in = is_member(read(Receipt, opening.receipt), members, self._site.name, consent)
+            self._require(is_in, rule, "one that does not lead to the record's members")
+
+    def _closed(self, mark: Mark) -> dict[str, str | None]:
+        reservation = self._view.reservations.get(mark[0])
+        return reservation.closed.get(mark[1:], {}) if reservation is not None else {}
 
     def _check_mark(self, session: Session) -> None:
         over = max(self._view.closed(self._site.account), default=(0, 0, 0))

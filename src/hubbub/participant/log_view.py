@@ -23,19 +23,24 @@ class Reservation:
         index: Of its entry: the number of the run.
         event: As it was recorded.
         charged: Attempts that the coordinator charged before it asked.
-        closed: Attempts that are over, with the sessions that their records name.
+        closed: Attempts that are over, with the sessions that their records name, and for each the root over its
+            members, None if nothing was released.
         is_settled: Whether the run is over.
     """
 
     index: int
     event: BudgetReserved
     charged: set[Attempt] = field(default_factory=set[Attempt])
-    closed: dict[Attempt, set[str]] = field(default_factory=dict[Attempt, set[str]])
+    closed: dict[Attempt, dict[str, str | None]] = field(default_factory=dict[Attempt, dict[str, str | None]])
     is_settled: bool = False
 
     def mark(self, attempt: Attempt) -> Mark:
         """An attempt of this run as a mark."""
         return (self.index, *attempt)
+
+    def sessions(self, event: RoundClosed | RoundFailed) -> dict[str, str | None]:
+        """The sessions of an attempt that a record is of."""
+        return self.closed.setdefault((event.round_number, event.attempt), {})
 
 
 @dataclass
@@ -61,8 +66,10 @@ class LogView:
         match event:
             case BudgetCharged() if reservation is not None:
                 reservation.charged.add((event.round_number, event.attempt))
-            case RoundClosed() | RoundFailed() if reservation is not None:
-                reservation.closed.setdefault((event.round_number, event.attempt), set()).add(event.session)
+            case RoundClosed() if reservation is not None:
+                reservation.sessions(event)[event.session] = event.members
+            case RoundFailed() if reservation is not None:
+                reservation.sessions(event).setdefault(event.session, None)
             case BudgetSettled() if reservation is not None:
                 reservation.is_settled = True
             case _:

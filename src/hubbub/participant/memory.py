@@ -16,16 +16,23 @@ from hubbub.tlog.note import parse_note
 
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS head (one INT PRIMARY KEY, note BLOB)",
-    "CREATE TABLE IF NOT EXISTS entered (one INT PRIMARY KEY, run INT, round INT, attempt INT, session BLOB)",
+    "CREATE TABLE IF NOT EXISTS entered (one INT PRIMARY KEY, run INT, round INT, attempt INT, name BLOB, said BLOB)",
     "CREATE TABLE IF NOT EXISTS charge (run INT, round INT, attempt INT, PRIMARY KEY (run, round, attempt))",
 )
 
 
 class Entered(NamedTuple):
-    """The last session that a participant entered: its mark and its name; a name that was lost is empty."""
+    """The last session that a participant entered.
 
-    mark: Mark
-    session: bytes
+    Args:
+        mark: Its mark.
+        session: Its name; empty if it was lost.
+        consent: What the participant consented to in it, body and signature; empty if to nothing.
+    """
+
+    mark: Mark = (0, 0, 0)
+    session: bytes = b""
+    consent: bytes = b""
 
 
 class Memory:
@@ -83,8 +90,8 @@ class Memory:
     @property
     def last(self) -> Entered:
         """The last session that was entered."""
-        rows = self._database.run("SELECT run, round, attempt, session FROM entered")
-        return next((Entered((run, at, attempt), name) for run, at, attempt, name in rows), Entered((0, 0, 0), b""))
+        rows = self._database.run("SELECT run, round, attempt, name, said FROM entered")
+        return next((Entered((run, number, attempt), *rest) for run, number, attempt, *rest in rows), Entered())
 
     @property
     def charges(self) -> list[Mark]:
@@ -96,8 +103,14 @@ class Memory:
         with self._database.transaction():
             is_above = mark > self.last.mark
             if is_above:
-                self._database.run("INSERT OR REPLACE INTO entered VALUES (1, ?, ?, ?, ?)", (*mark, session))
+                self._database.run("INSERT OR REPLACE INTO entered VALUES (1, ?, ?, ?, ?, ?)", (*mark, session, b""))
         return is_above
+
+    def consent(self, session: bytes, consent: bytes) -> bool:
+        """Remember what was consented to; False if another session was entered last."""
+        with self._database.transaction():
+            self._database.run("UPDATE entered SET said = ? WHERE name = ?", (consent, session))
+        return self.last[1:] == (session, consent)
 
     def charge(self, mark: Mark, most: int) -> bool:
         """Charge an attempt, once; False if its run has `most` others already."""
@@ -112,4 +125,4 @@ class Memory:
         with self._database.transaction():
             self._database.run_many("INSERT OR IGNORE INTO charge VALUES (?, ?, ?)", lost)
             for mark in lost[-1:]:
-                self._database.run("INSERT OR REPLACE INTO entered VALUES (1, ?, ?, ?, ?)", (*mark, b""))
+                self._database.run("INSERT OR REPLACE INTO entered VALUES (1, ?, ?, ?, ?, ?)", (*mark, b"", b""))
