@@ -115,7 +115,7 @@ def hits(records=25):
 
 
 def test_curious_reader_names_members_no_better_than_chance():
-    assert hits() <= 7  # 25 guesses at 1 in 15: 8 or more with probability 0.0003
+    assert hits() <= 7  # 25 guesses at 1 in 15: 8 or more with probability 0.0002
 
 
 def bare(kind, _salt, value):
