@@ -63,7 +63,7 @@ def test_each_command_and_option_is_documented(words):
     assert f"`{command}" in read("README.md")
     part = section(page, f"`{command}")
     if words[0] == "budget":
-        part += section(page, "Options of all three budget actions")
+        part += section(page, "Options of all budget actions")
     if words[0] == "log":
         part += section(page, "Options of the log actions on a home")
     if words[0] in {"keys", "federation", "dataset", "propose", "approve", "approvals", "incident"}:
@@ -249,6 +249,7 @@ def test_the_how_to_of_approvals_runs_as_it_is_written(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "propose-study my-study: in force" in done.stdout
+    assert re.search(r"release-model my-study-\w+: in force", done.stdout)
     assert done.stderr == ""
 
 

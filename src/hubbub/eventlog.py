@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from hubbub.errors import HubbubError
 from hubbub.events import AnyEvent, decode_event, encode_event
 from hubbub.tlog import Store
 
@@ -65,10 +66,14 @@ class EventLog:
 
         def bodies(_size: int) -> list[bytes]:
             events.extend(decide())
-            return [encode_event(event) for event in (*self._noted, *events)]
+            return [encode_event(event) for event in (*noted, *events)]
 
-        self.store.append(bodies)
-        self._noted.clear()
+        noted, self._noted = self._noted, []  # at Ctrl-C they may be written already, and twice would be wrong
+        try:
+            self.store.append(bodies)
+        except HubbubError:
+            self._noted = noted
+            raise
         return events
 
     def note(self, *events: AnyEvent) -> None:

@@ -181,7 +181,7 @@ def test_data_that_changed_after_the_approval_is_refused_by_its_commitment(world
     study = make_study(world.settings(study={"purpose": "research"}), data=data)
     world.approve(world.act("scientist", world.proposal(study)), *world.owners, "officer")
     rows["shift"] = 1.0
-    with pytest.raises(RefusedError, match="must have the data that was approved, found another"):
+    with pytest.raises(RefusedError, match="must have the data that was proposed, found another"):
         run(study)
 
 

@@ -174,18 +174,34 @@ def test_noise_that_began_as_real_goes_on_as_real(make_study, interrupted):
         hubbub.resume(folder, study=make_study(), randomness=SeededRandomness(1))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a snapshot", b"\x08" + bytes(200)])
-def test_a_damaged_snapshot_is_one_clear_error_and_loses_nothing(make_study, interrupted, content):
-    folder = interrupted(make_study(), RoundClosed, 2)
-    kept = (folder / "snapshot.safetensors").read_bytes()
-    (folder / "snapshot.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"must be the snapshot of this run, .*; nothing trained, nothing spent"):
+SNAPSHOTS = ("snapshot-0.safetensors", "snapshot-1.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a snapshot", b"\x08" + bytes(200), None])
+def test_damaged_snapshots_are_one_clear_error_and_lose_nothing(make_study, interrupted, content):
+    folder = interrupted(make_study(), RoundClosed, 3)
+    kept = {name: (folder / name).read_bytes() for name in SNAPSHOTS}
+    for name in SNAPSHOTS:
+        flipped = bytearray(kept[name])
+        flipped[-1] ^= 1
+        (folder / name).write_bytes(bytes(flipped) if content is None else content)
+    with pytest.raises(InputError, match="must be the snapshot of this run, found it damaged; nothing trained"):
         hubbub.resume(folder, study=make_study())
-    (folder / "snapshot.safetensors").unlink()
+    for name in SNAPSHOTS:
+        (folder / name).unlink()
     with pytest.raises(RefusedError, match="must have its snapshot of round"):
         hubbub.resume(folder, study=make_study())
-    (folder / "snapshot.safetensors").write_bytes(kept)
+    for name in SNAPSHOTS:
+        (folder / name).write_bytes(kept[name])
     assert hubbub.resume(folder, study=make_study()).rounds == 4
+
+
+def test_a_snapshot_that_was_being_written_leaves_the_one_before(exact, run, interrupted):
+    """Killed while it wrote round 3's snapshot, before that round's closing event."""
+    whole = run(exact())
+    folder = interrupted(exact(), BudgetCharged, 3)
+    (folder / SNAPSHOTS[1]).write_bytes(b"half of it")
+    assert model_bytes(hubbub.resume(folder, study=exact())) == model_bytes(whole)
 
 
 def test_one_process_runs_a_run(make_study, interrupted):

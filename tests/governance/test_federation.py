@@ -322,13 +322,13 @@ def test_a_study_that_everybody_approved_may_run_as_it_is(approved):
 )
 def test_a_run_that_differs_from_what_was_approved_is_refused_by_name(approved, name, change):
     words = refused(question, approved, **change)
-    assert f"must have the {name} that was approved, found another" in words
+    assert f"must have the {name} that was proposed, found another" in words
     assert words.endswith("; nothing trained, nothing spent, nothing released")
 
 
 def test_a_run_on_other_terms_than_were_approved_is_refused(approved):
     terms = msgspec.structs.replace(approved.state.cases[approved.study_case].act.terms, epsilon=2.5)
-    assert "must have the terms that was approved" in refused(question, approved, terms=terms)
+    assert "must have the terms that was proposed" in refused(question, approved, terms=terms)
 
 
 def test_another_plan_is_not_approved(approved):
@@ -362,6 +362,15 @@ def test_of_two_approvals_of_one_plan_the_one_in_force_counts(approved):
     newer = approved.propose("scientist", approved.study(*approved.datasets), days=1)
     assert approved.standing(newer) == "pending"
     assert question(approved).case == approved.study_case
+
+
+def test_a_newer_proposal_of_the_same_plan_takes_no_approval_away(approved):
+    base = approved.state.cases[approved.study_case].act
+    fewer = dict(list(base.data.items())[:1])
+    change = msgspec.structs.replace(base, data=fewer, change="B", changes=approved.study_case)
+    newer = approved.propose("scientist", change)
+    assert question(approved).case == approved.study_case
+    assert question(approved, change).case == newer
 
 
 def test_a_study_must_name_data_that_is_there_and_for_its_purpose(founded):
@@ -561,6 +570,16 @@ def test_new_keys_are_the_same_holders(founded, made_keys, fields):
     card = made_keys(*fields, "2").card
     act = RotateKey(key=founded.keys["node-1"].card.key_id, card=card)
     assert "must be of node-1, node of clinic-1" in refused(founded.propose, "node-1", act)
+
+
+def test_new_keys_are_new_and_their_card_is_signed(founded, made_keys):
+    old = founded.keys["node-1"].card
+    words = refused(founded.propose, "node-1", RotateKey(key=old.key_id, card=old))
+    assert "card of node-1, must show keys never seen before, found an old one" in words
+    fresh = made_keys("node-1", "clinic-1", "node", "2").card
+    forged = msgspec.structs.replace(fresh, witness="0" * 64)
+    words = refused(founded.propose, "node-1", RotateKey(key=old.key_id, card=forged))
+    assert "must be signed by its identity key" in words
 
 
 def test_the_roster_is_the_nodes_in_force(founded):

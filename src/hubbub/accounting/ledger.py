@@ -37,6 +37,18 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     runs_without_noise: int
 
 
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What one more run of a plan would cost a dataset, what it has left, how many such runs fit.
+
+    None where no filter guards the dataset yet: a sandbox grants itself two runs of the first plan.
+    """
+
+    dataset: str
+    cost: float | None
+    left: float | None
+    runs: int | None
+
+
 @dataclass
 class RunAccount:
     """One run's reservation and what became of it."""
@@ -163,6 +175,16 @@ class Ledger:
 
         self.log.append(decide)
 
+    def forecast(self, reserved: BudgetReserved, most: int = 100) -> list[Forecast]:
+        """How often a plan still fits on each of its datasets, if all of each run is charged; nothing is reserved.
+
+        Args:
+            reserved: What one run would reserve.
+            most: Where counting stops.
+        """
+        accounts = self.accounts()
+        return [_forecast(accounts, dataset, reserved, most) for dataset in reserved.datasets]
+
     def reserve(
         self,
         reserved: BudgetReserved,
@@ -245,6 +267,18 @@ class Ledger:
 
         (settled,) = self.log.append(decide)
         return settled  # pyright: ignore[reportReturnType]
+
+
+def _forecast(accounts: Accounts, dataset: str, reserved: BudgetReserved, most: int) -> Forecast:
+    grant = accounts.grants.get(dataset)
+    if grant is None or grant.kind == "schedule" or not is_private(reserved):
+        return Forecast(dataset=dataset, cost=None, left=None, runs=None)
+    uses, use = accounts.uses(dataset), (reserved, reserved.attempts)
+    spent, count = composed(grant, uses), 0
+    while count < most and composed(grant, [*uses, *[use] * (count + 1)]) <= grant.epsilon:
+        count += 1
+    one = composed(grant, [*uses, use]) - spent
+    return Forecast(dataset=dataset, cost=one, left=max(grant.epsilon - spent, 0), runs=count)
 
 
 def _not_open(run: str) -> BudgetError:

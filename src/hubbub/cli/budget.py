@@ -1,4 +1,4 @@
-"""budget show, grant, history."""
+"""budget show, grant, forecast, history."""
 
 import argparse
 from fnmatch import fnmatchcase
@@ -11,6 +11,7 @@ from hubbub.engine.home import LOG, VARIABLE, home_folder, open_log
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted, BudgetReserved
+from hubbub.governance import Federation
 
 
 def show(options: argparse.Namespace) -> None:
@@ -22,6 +23,19 @@ def show(options: argparse.Namespace) -> None:
 def history(options: argparse.Namespace) -> None:
     """List everything the ledger holds."""
     view.history(_log(options).events(), as_json=options.json)
+
+
+def forecast(options: argparse.Namespace) -> None:
+    """Show how often a plan still fits."""
+    from hubbub.engine import plan
+    from hubbub.study import load_study
+
+    log = _log(options)
+    planned = plan(load_study(options.planned))
+    federation = log.fold(Federation)
+    accounts = {known.registered.participant: known.account for known in federation.datasets.values()}
+    names = None if federation.is_sandbox else [accounts.get(name, name) for name in planned.slots]
+    view.forecast(Ledger(log).forecast(planned.reservation("", names)), as_json=options.json)
 
 
 def grant(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hubbub.accounting.ledger import Statement
+from hubbub.accounting.ledger import Forecast, Statement
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Watch
@@ -32,6 +32,7 @@ from hubbub.governance.statement import Proposal, read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 
+REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
 
@@ -286,9 +287,28 @@ def _exponent(scale: float) -> int:
     return round(float(scale)).bit_length() - 1 if scale >= 1 else 1 - round(1 / scale).bit_length()
 
 
+def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
+    """Print how often a plan still fits."""
+    if as_json:
+        json(lines)
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in ("dataset", "one run costs", "left", "runs that fit"):
+        table.add_column(header, justify="left" if header == "dataset" else "right")
+    for line in lines:
+        numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
+        table.add_row(_short(line.dataset), *numbers, "" if line.runs is None else str(line.runs))
+    Console().print(table)
+
+
+def _short(dataset: str) -> str:
+    """A dataset's name; of a registered one, whose name is 32 random digits, as many as tell it apart."""
+    return dataset[:12] if len(dataset) == REGISTERED and set(dataset) <= set("0123456789abcdef") else dataset
+
+
 def _grouped(lines: Sequence[Statement]) -> list[tuple[str, Statement]]:
     if len(lines) <= MANY:
-        return [(line.dataset, line) for line in lines]
+        return [(_short(line.dataset), line) for line in lines]
     groups: list[list[Statement]] = []
     for line in lines:
         if groups and msgspec.structs.replace(line, dataset="") == msgspec.structs.replace(groups[-1][0], dataset=""):

@@ -309,10 +309,12 @@ class _Session:
         """Where a run goes on from, and what is to be recorded about that."""
         opening = self._opening()
         start = Progress(self.prepared.learner.initial())
-        if not any(isinstance(event, RunStarted) for event in before):
+        has_started = any(isinstance(event, RunStarted) for event in before)
+        account = self._account(before, [*(opening if has_started else ()), self._reservation()])
+        if not has_started:
             return start, opening
-        account = self._account(before, opening)
-        self.permission.grant()
+        if not account.is_settled:
+            self.permission.grant()
         progress, last = self.folder.read_snapshot(self.plan) or (start, None)
         closed = [event for event in before if isinstance(event, RoundClosed)]
         missing = [last] if last is not None and last not in closed else []
@@ -329,13 +331,19 @@ class _Session:
         resumed = RunResumed(run=self.name, round_number=at, attempts_lost=max(len(asked) - failed, 0))
         return progress, [*missing, resumed]
 
-    def _account(self, before: Sequence[AnyEvent], opening: Sequence[AnyEvent]) -> RunAccount:
+    def _account(self, before: Sequence[AnyEvent], bound: Sequence[AnyEvent]) -> RunAccount:
         """The run's reservation, if the run may go on and everything that it is bound to is as it was."""
-        account = self.ledger.accounts().runs[self.name]
+        account = self.ledger.accounts().runs.get(self.name)
+        if account is None:
+            raise RefusedError(
+                f"run {self.name}, must hold a reservation to go on, found that it was interrupted before it made one; "
+                "nothing trained, nothing spent",
+                hint=f"start a new run; {self.folder.path} can be removed",
+            )
         if account.is_settled and not any(isinstance(event, RunFinished) for event in before):
             raise self._refusal("must be open to go on", "that it was given up")
         was = {(type(event), getattr(event, "participant", "")): event for event in before}
-        for event in opening:
+        for event in bound:
             known = was.get((type(event), getattr(event, "participant", "")))
             for name in event.__struct_fields__:
                 if name != "versions" and getattr(known, name, None) != getattr(event, name):
@@ -469,7 +477,7 @@ class _Session:
 
     def _charge(self, record: Record, round_number: int, attempt: int) -> None:
         """Charge all datasets for an attempt, durably, the first time somebody asks."""
-        if (round_number, attempt) not in self.ledger.accounts().runs[self.name].charged:
+        if (round_number, attempt) != record.charged:  # everybody asks, the first one charges for all
             self.ledger.charge(self.name, round_number, attempt)
             record.copy(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
 

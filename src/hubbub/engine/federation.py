@@ -98,4 +98,4 @@ def elided(plan: Plan) -> MakeSum:
 
 
 def _forget(_run: int, _round: int, _attempt: int) -> None:
-    """Keep no mark on disk: a run in one process never resumes, so nothing can be asked for again."""
+    """Keep no mark on disk: a run that goes on does so with new keys, under which no session can be asked for again."""

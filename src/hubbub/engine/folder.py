@@ -3,7 +3,7 @@
     run.json              which run, whose study, whose home; locked while the run is alive
     study.json            settings and lock, from which anybody makes the plan again
     plan.json             the plan
-    snapshot.safetensors  the model after the last closed round
+    snapshot-0|1.safetensors  the model after the last closed round and the one before
     events.jsonl          the run's events: a copy of what is in the log, written again on resume
     metrics.jsonl         metrics by round, from the events
     model.safetensors, claim.json, report.html, checkpoint    at the end
@@ -13,6 +13,8 @@
 
 import contextlib
 import fcntl
+import hashlib
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from hubbub.release.bundle import StudyFacts
 from hubbub.study import Study
 
 FORMAT = 1
+SNAPSHOTS = ("snapshot-0.safetensors", "snapshot-1.safetensors")
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,41 +125,58 @@ class RunFolder:
         return path
 
     def write_snapshot(self, progress: Progress, closed: RoundClosed) -> None:
-        """Keep the model after a round. Written before its closing event, so that resuming finds both or this."""
-        arrays = {"parameters": progress.parameters}
-        if progress.velocity is not None:
-            arrays["velocity"] = progress.velocity
-        self.write("snapshot.safetensors", save(arrays, metadata={"closed": encode_event(closed).decode()}))
+        """Keep the model after a round, in turns in two files: one of them is whole at any time.
+
+        Written before the round's closing event, so that resuming finds both or this. Not flushed to disk: after a
+        power cut the run may have lost its snapshot, never what it charged.
+        """
+        assert progress.velocity is not None  # noqa: S101, a round is closed
+        arrays = {"parameters": progress.parameters, "velocity": progress.velocity}
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
+        content = save(arrays, metadata={"closed": encode_event(closed).decode(), "sha256": digest})
+        _overwrite(self.path / SNAPSHOTS[closed.round_number % 2], content)
 
     def read_snapshot(self, plan: Plan) -> tuple[Progress, RoundClosed] | None:
         """The model after the last closed round, and that round's closing event; None before the first.
 
         Raises:
-            InputError: The snapshot is damaged, or of another model.
+            InputError: No snapshot is whole, though there are some, or they are of another model.
         """
-        path = self.path / "snapshot.safetensors"
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                closed = decode_event((file.metadata() or {})["closed"])
-                arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            parameters, velocity = arrays["parameters"], arrays.get("velocity")
-        except (OSError, SafetensorError, KeyError, InputError) as error:
-            raise _damaged(path, str(error)) from None
-        wanted = (plan.mechanism.dimension,)
-        if parameters.shape != wanted or parameters.dtype != np.float32 or not isinstance(closed, RoundClosed):
-            raise _damaged(path, f"parameters of shape {parameters.shape}")
-        return Progress(parameters, velocity, closed.round_number + 1), closed
+        paths = [path for name in SNAPSHOTS if (path := self.path / name).exists()]
+        found = [_read_snapshot(path, plan.mechanism.dimension) for path in paths]
+        whole = [one for one in found if one is not None]
+        if paths and not whole:
+            raise InputError(
+                f"{paths[0]}, must be the snapshot of this run, found it damaged; nothing trained, nothing spent",
+                hint="restore it from a copy, or start a new run",
+            )
+        return max(whole, key=lambda one: one[0].round_number, default=None)
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    """Write in place: a file system flushes one that is cut or renamed, and this one is a matter of speed."""
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644), "wb") as file:
+        file.write(content)
+        file.truncate()
+
+
+def _read_snapshot(path: Path, dimension: int) -> tuple[Progress, RoundClosed] | None:
+    """A snapshot, or None if it is not whole: being written when the process was killed, or damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays: dict[str, Any] = {name: file.get_tensor(name) for name in ("parameters", "velocity")}
+        closed = decode_event(metadata["closed"])
+    except (OSError, SafetensorError, KeyError, InputError):
+        return None
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
+    parameters: Any = arrays["parameters"]
+    is_right = parameters.shape == (dimension,) and parameters.dtype == np.float32
+    if not isinstance(closed, RoundClosed) or not is_right or digest != metadata.get("sha256"):
+        return None
+    return Progress(parameters, arrays["velocity"], closed.round_number + 1), closed
 
 
 def as_json(value: object) -> bytes:
     """A value as JSON for people and programs."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
-
-
-def _damaged(path: Path, found: str) -> InputError:
-    return InputError(
-        f"{path}, must be the snapshot of this run, {found}; nothing trained, nothing spent",
-        hint="restore it from a copy, or start a new run",
-    )

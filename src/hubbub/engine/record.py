@@ -39,6 +39,8 @@ class Record:
         self._lines: BinaryIO = (folder.path / "events.jsonl").open("wb", buffering=0)
         self._metrics: BinaryIO = (folder.path / "metrics.jsonl").open("wb", buffering=0)
         self._attempts = 0
+        self.charged = (0, 0)
+        """The last round and attempt that were charged."""
         self.measured = 0
         """The last round after which the model was measured."""
         self.copy(*before)
@@ -53,7 +55,9 @@ class Record:
         for event in events:
             self._lines.write(encode_event(event) + b"\n")
             self.events.append(event)
-            self._attempts += isinstance(event, BudgetCharged)
+            if isinstance(event, BudgetCharged):
+                self._attempts += 1
+                self.charged = (event.round_number, event.attempt)
             if isinstance(event, Evaluated):
                 epsilon = self._plan.epsilon_after(self._attempts)
                 line = {"round": event.round_number, "epsilon": epsilon, **event.metrics}

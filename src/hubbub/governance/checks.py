@@ -46,7 +46,7 @@ def check_usable(state: State, dataset: str, time: int) -> None:
         raise refuse(f"dataset {dataset}", "must exist", found, "hubbub dataset list")
 
 
-def check_purpose(state: State, dataset: str, purpose: str) -> None:
+def _check_purpose(state: State, dataset: str, purpose: str) -> None:
     """Refuse a purpose that the owner of a dataset did not allow."""
     allowed = state.datasets[dataset].registered.purposes
     if purpose not in allowed:
@@ -168,7 +168,7 @@ def _(act: ProposeStudy, state: State, time: int) -> None:
         raise refuse(where, "must name the data it uses", "none", "hubbub dataset register")
     for dataset in act.data:
         check_usable(state, dataset, time)
-        check_purpose(state, dataset, act.purpose)
+        _check_purpose(state, dataset, act.purpose)
     if (act.change == "C") != (act.changes is None):
         raise refuse(where, "names the study it changes in class A or B only", f"class {act.change}", "--changes ID")
     if act.changes is not None:

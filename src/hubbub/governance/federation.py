@@ -14,12 +14,12 @@ import msgspec
 
 from hubbub.errors import HubbubError, RefusedError, VerificationError
 from hubbub.events import AnyEvent, Decided, ParticipantJoined, Proposed, RoundClosed, RunFinished, RunStarted
-from hubbub.governance.acts import ReleaseModel, Terms
+from hubbub.governance.acts import ProposeStudy, ReleaseModel, Terms
 from hubbub.governance.admission import DAY, admit
-from hubbub.governance.checks import check_purpose, check_usable
+from hubbub.governance.checks import check_usable
 from hubbub.governance.effects import take_effect
 from hubbub.governance.keys import Card
-from hubbub.governance.state import Case, Kind, Run, State, refuse
+from hubbub.governance.state import Case, Run, State, refuse
 from hubbub.governance.statement import Proposal, Signed, read
 
 EARLY = 600
@@ -180,19 +180,17 @@ class Federation(State):
         """
         if self.is_sandbox:
             return None
-        what = f"plan {plan_hash[:16]}"
-        case, study = self._in_force(self.studies(plan_hash), what, "hubbub propose study STUDY", now)
-        approved = (study.study_hash, study.code_hash, study.data, study.purpose, study.terms)
+        what, hint = f"plan {plan_hash[:16]}", "hubbub propose study STUDY"
         asked = (study_hash, code_hash, dict(datasets), purpose, terms)
-        names = ("settings", "code", "data", "purpose", "terms")
-        for name, was, found in zip(names, approved, asked, strict=True):
-            if was != found:
-                raise _not_allowed(
-                    what, f"must have the {name} that was approved", "another", "hubbub propose study STUDY"
-                )
-        for dataset in study.data:
+        cases = [(case, _asked_for(study)) for case, study in self.studies(plan_hash)]
+        same = [case for case, approved in cases if approved == asked]
+        if cases and not same:
+            differs = [pair[0] != pair[1] for pair in zip(cases[-1][1], asked, strict=True)]
+            name = ("settings", "code", "data", "purpose", "terms")[differs.index(True)]
+            raise _not_allowed(what, f"must have the {name} that was proposed", "another", hint)
+        case = self._in_force(same, what, hint, now)
+        for dataset in datasets:
             check_usable(self, dataset, now)
-            check_purpose(self, dataset, purpose)
         return self._permit(case)
 
     def may_release(self, *, run: str, model_hash: str, claim_hash: str, now: int) -> Permit | None:
@@ -204,11 +202,11 @@ class Federation(State):
         if self.is_sandbox:
             return None
         what, hint = f"release of {run}", f"hubbub propose release {run}"
-        asked = [pair for pair in self.cases_of(ReleaseModel) if pair[1].run == run]
-        same = [pair for pair in asked if (pair[1].model_hash, pair[1].claim_hash) == (model_hash, claim_hash)]
+        asked = [(case, act) for case, act in self.cases_of(ReleaseModel) if act.run == run]
+        same = [case for case, act in asked if (act.model_hash, act.claim_hash) == (model_hash, claim_hash)]
         if asked and not same:
             raise _not_allowed(what, "must be of the model and the claim that were proposed", "others", hint)
-        case, _ = self._in_force(same, what, hint, now)
+        case = self._in_force(same, what, hint, now)
         if self.is_stopped(run):
             raise _not_allowed(what, "needs a run that nobody stopped", "a stopped one", "hubbub approvals")
         return self._permit(case)
@@ -250,17 +248,17 @@ class Federation(State):
         """Proposals that wait for somebody, oldest first."""
         return [case for case in self.cases.values() if self.standing(case, now) == "pending"]
 
-    def _in_force(self, cases: list[tuple[Case, Kind]], what: str, hint: str, now: int) -> tuple[Case, Kind]:
+    def _in_force(self, cases: list[Case], what: str, hint: str, now: int) -> Case:
         """The newest of some cases that is in force."""
-        for case, act in reversed(cases):
-            if self.standing(case, now) == "in force":
-                return case, act
+        standing = {case.id: self.standing(case, now) for case in cases}
+        found = [case for case in cases if standing[case.id] == "in force"]
+        if found:
+            return found[-1]
         if not cases:
             raise _not_allowed(what, "must be approved", "no proposal", hint)
-        case = cases[-1][0]
-        standing, waits = self.standing(case, now), ", ".join(map(str, self.missing(case, now)))
-        found = f"it {standing}" + (f" without {waits}" if waits else "")
-        raise _not_allowed(what, "must be approved", found, "hubbub approvals" if standing == "pending" else hint)
+        newest, waits = standing[cases[-1].id], ", ".join(map(str, self.missing(cases[-1], now)))
+        words = f"it {newest}" + (f" without {waits}" if waits else "")
+        raise _not_allowed(what, "must be approved", words, "hubbub approvals" if newest == "pending" else hint)
 
     def _permit(self, case: Case) -> Permit:
         """The approvals of a case, and of the study that it changes."""
@@ -273,6 +271,10 @@ class Federation(State):
             conditions=tuple(condition for decision in approvals for condition in decision.conditions),
             expires=min(decision.expires for decision in approvals),
         )
+
+
+def _asked_for(study: ProposeStudy) -> tuple[str, str, dict[str, str], str, Terms]:
+    return study.study_hash, study.code_hash, study.data, study.purpose, study.terms
 
 
 def _not_allowed(what: str, rule: str, found: str, hint: str) -> RefusedError:

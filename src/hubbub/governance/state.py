@@ -202,10 +202,10 @@ class State:
         """Who must still approve a case at this time; nobody: it is approved.
 
         Guarantees:
-            Whoever asked is not counted, nor an approval that has expired or was signed with a stolen key. A
-            role's approvals count one for each organisation.
+            An approval that has expired or was signed with a stolen key is not counted; a role's approvals count
+            one for each organisation. Whoever asked has none: `admit` refuses it.
         """
-        signers = [card for card, decision in case.decisions.values() if self._counts(case, card, decision, time)]
+        signers = [card for card, decision in case.decisions.values() if self._counts(card, decision, time)]
         needed: list[Missing] = []
         for selector, count in case.rule.approve.items():
             signed = [card for card in signers if self.is_one_of(card, selector, case.act)]
@@ -223,9 +223,8 @@ class State:
                 needed += [Missing(role, "", count - organisations)] * (organisations < count)
         return needed
 
-    def _counts(self, case: Case, card: Card, decision: Decision, time: int) -> bool:
-        is_valid = decision.verdict == "approve" and time < decision.expires
-        return is_valid and card.name != case.proposer.name and not self.is_stolen(card)
+    def _counts(self, card: Card, decision: Decision, time: int) -> bool:
+        return decision.verdict == "approve" and time < decision.expires and not self.is_stolen(card)
 
     def is_stolen(self, card: Card) -> bool:
         """Whether a card's keys were reported stolen."""

@@ -47,5 +47,7 @@ def read_lock(path: Path) -> Lock | None:
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Write study.lock for people to read: one line per participant."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(lock, order="sorted"), indent=1) + b"\n")
+    """Write study.lock for people to read, all of it or none: one line per participant."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(lock, order="sorted"), indent=1) + b"\n")
+    new.replace(path)

@@ -1,0 +1,90 @@
+"""What it costs a run to be recorded, charged, permitted and resumable, as a part of its wall time.
+
+    python benchmarks/overhead.py [--repeats 3]
+
+Runs examples/digits and adds up the time inside the log (append, fold, read), the federation's questions, the
+snapshot after each round, and the signed head. Training, accounting and the report are the rest.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import hubbub
+from hubbub.engine import embedded
+from hubbub.engine.folder import RunFolder
+from hubbub.engine.permission import Permission
+from hubbub.eventlog import EventLog
+
+STUDY = Path(__file__).parents[1] / "examples" / "digits"
+GOAL = 0.02
+PARTS = {
+    "log": [(EventLog, "append"), (EventLog, "fold"), (EventLog, "events"), (EventLog, "flush")],
+    "permission": [(Permission, "grant"), (Permission, "check_going_on"), (Permission, "accounts")],
+    "snapshot": [(RunFolder, "write_snapshot")],
+    "signed head": [(embedded, "sign_checkpoint")],
+}
+
+
+class Meter:
+    """Wall seconds inside these functions; one inside another counts once."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def around(self):  # noqa: ANN201
+        """Measure the parts while this lasts."""
+        kept = [(owner, name, getattr(owner, name)) for parts in PARTS.values() for owner, name in parts]
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                setattr(owner, name, self._metered(part, getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name, function in kept:
+                setattr(owner, name, function)
+
+    def _metered(self, part, function):  # noqa: ANN001, ANN202
+        def call(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+            self._depth += 1
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds[part] += time.perf_counter() - start
+
+        return call
+
+
+def measure() -> tuple[float, dict[str, float]]:
+    meter = Meter()
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder, meter.around():
+        result = hubbub.run(hubbub.load_study(STUDY), out=Path(folder) / "run", home=Path(folder) / "home")
+    return result.wall_seconds, meter.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = [measure() for _ in range(parser.parse_args().repeats)]
+    shares = [sum(parts.values()) / wall for wall, parts in repeats]
+    print(f"digits, {len(repeats)} runs of {min(wall for wall, _ in repeats):.1f} s and more")
+    for part in PARTS:
+        print(f"  {part:12} {statistics.median(parts[part] for _, parts in repeats):.3f} s")
+    share = statistics.median(shares)
+    verdict = "pass" if share <= GOAL else "MISS"
+    spread = f"{100 * min(shares):.2f} to {100 * max(shares):.2f}"
+    print(f"{'recorded, charged, permitted, resumable':45} <= 2 % of the run  {100 * share:.2f} %  {spread}  {verdict}")
+    raise SystemExit(share > GOAL)
+
+
+if __name__ == "__main__":
+    main()
