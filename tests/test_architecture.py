@@ -10,7 +10,9 @@ import pytest
 import hubbub
 
 ROOT = Path(hubbub.__file__).parent
-MACHINES = [*sorted((ROOT / "coordinator").glob("*.py")), *sorted((ROOT / "participant").glob("*.py"))]
+DISK = ROOT / "participant" / "memory.py"
+"""What a participant must never forget is the one thing that is a file; `LogGuard` is given it."""
+MACHINES = sorted({*(ROOT / "coordinator").glob("*.py"), *(ROOT / "participant").glob("*.py")} - {DISK})
 
 
 def imported(path):

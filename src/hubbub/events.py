@@ -105,23 +105,36 @@ class BudgetSettled(Event, frozen=True, tag="budget-settled"):
     charged: Public[int]
 
 
-class RoundClosed(Event, frozen=True, tag="round-closed"):
-    """A round's sum was released and the model moved. `participants` is None where the cohort is secret."""
+class RoundClosed(Event, frozen=True, tag="round-closed", omit_defaults=True):
+    """A round's sum was released and the model moved. `participants` is None where the cohort is secret.
+
+    The last five are hexadecimal and empty where sums are plain: what `secagg.closing` makes of a session, so that
+    each member finds itself in it and no reader of the log finds anybody.
+    """
 
     run: Public[str]
     round_number: Public[int]
     attempt: Public[int]
     participants: Public[int | None]
     step_norm: Released[float]
+    session: Public[str] = ""
+    adverts: Public[str] = ""
+    survivors: Public[str] = ""
+    members: Public[str] = ""
+    aggregate: Released[str] = ""
 
 
-class RoundFailed(Event, frozen=True, tag="round-failed"):
-    """A round attempt was given up; `reason` says how many were there and which were missing, nothing private."""
+class RoundFailed(Event, frozen=True, tag="round-failed", omit_defaults=True):
+    """A round attempt was given up; `reason` says how many were there and which were missing, nothing private.
+
+    `session` is its session's name in hexadecimal, empty where sums are plain.
+    """
 
     run: Public[str]
     round_number: Public[int]
     attempt: Public[int]
     reason: Public[str]
+    session: Public[str] = ""
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):

@@ -2,6 +2,10 @@
 
     site.py          `Participant`: a sans-I/O state machine, `RoundOpened` in, `Contribution` out
     commitment.py    salted commitment to the site's data
+    log_guard.py     what it checks of the log before it enters a session
+    opening.py       what it is shown of the log, on the wire
+    log_view.py      what the log says about sessions
+    memory.py        what it must never forget: its copy of the log, its mark, its charges
 
 Imports nothing of the coordinator, so that a data owner can review and install this half alone.
 
@@ -9,6 +13,9 @@ Imports nothing of the coordinator, so that a data owner can review and install 
 """
 
 from hubbub.participant.commitment import commit
+from hubbub.participant.log_guard import LogGuard, Site
+from hubbub.participant.memory import Memory
+from hubbub.participant.opening import Opening, read_opening
 from hubbub.participant.site import Participant
 
-__all__ = ["Participant", "commit"]
+__all__ = ["LogGuard", "Memory", "Opening", "Participant", "Site", "commit", "read_opening"]

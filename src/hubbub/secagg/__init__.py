@@ -8,6 +8,7 @@
     agreement.py     what both compute alike: positions, graphs, hashes
     client.py        the participant's half
     server.py        the coordinator's half
+    closing.py       how a session's end is written down
 
 Hardened SecAgg+: docs/spec/secagg.md says it byte by byte.
 
