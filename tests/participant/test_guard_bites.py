@@ -12,6 +12,8 @@ import pytest
 from hubbub.participant import LogGuard
 from hubbub.tlog import Policy
 
+pytestmark = pytest.mark.slow
+
 
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
