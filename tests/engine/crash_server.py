@@ -12,7 +12,6 @@ What a child saw happen stands in files that are only appended to, one write a l
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import select
@@ -182,23 +181,16 @@ def serve_one(request):
     return {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - started}
 
 
-def warm(arguments, modules):
-    """Fill what every child then starts with: modules, and caches of a plan. Nothing trains: torch's threads would
-    be missing in a forked child, which would wait for them for ever.
-    """
-    for module in modules:
-        importlib.import_module(module)
-    return {"code": run_command(arguments)}
+def warm(arguments):
+    """Fill caches that every child then starts with."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return {"code": run_command(arguments)}
 
 
 def serve():
     for line in sys.stdin:
         request = json.loads(line)
-        if request.get("is_warming"):
-            with contextlib.redirect_stdout(sys.stderr):
-                answer = warm(request["arguments"], request["modules"])
-        else:
-            answer = serve_one(request)
+        answer = warm(request["arguments"]) if request.get("is_warming") else serve_one(request)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

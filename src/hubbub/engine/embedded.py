@@ -315,8 +315,8 @@ class _Session:
             return start, opening
         if not account.is_settled:
             self.permission.grant()
-        progress, last = self.folder.read_snapshot(self.plan) or (start, None)
         closed = [event for event in before if isinstance(event, RoundClosed)]
+        progress, last = self.folder.read_snapshot(self.plan, len(closed)) or (start, None)
         missing = [last] if last is not None and last not in closed else []
         if progress.round_number != len(closed) + len(missing) + 1:
             raise self._refusal(
