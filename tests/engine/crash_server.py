@@ -12,6 +12,7 @@ What a child saw happen stands in files that are only appended to, one write a l
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import select
@@ -181,8 +182,10 @@ def serve_one(request):
     return {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - started}
 
 
-def warm(arguments):
-    """Fill caches that every child then starts with."""
+def warm(arguments, modules):
+    """Import what every child then has, and fill its caches."""
+    for module in modules:
+        importlib.import_module(module)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         return {"code": run_command(arguments)}
 
@@ -190,7 +193,7 @@ def warm(arguments):
 def serve():
     for line in sys.stdin:
         request = json.loads(line)
-        answer = warm(request["arguments"]) if request.get("is_warming") else serve_one(request)
+        answer = warm(request["arguments"], request["modules"]) if request.get("is_warming") else serve_one(request)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
