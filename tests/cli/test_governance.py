@@ -198,6 +198,7 @@ def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk):
     assert decisions["officer"]["expires"] - decisions["officer"]["at"] == 7 * 86_400
 
 
+@pytest.mark.slow
 def test_the_permit_is_for_the_study_as_it_was_proposed(study, desk):
     for site in SITES:
         desk.register(site)
@@ -220,6 +221,7 @@ def test_the_permit_is_for_the_study_as_it_was_proposed(study, desk):
         state.may_run(**facts | {"terms": terms_of(loaded.settings, minimum=plan.minimum - 1)})
 
 
+@pytest.mark.slow
 def test_a_change_names_the_study_that_it_changes(study, desk):
     for site in SITES:
         desk.register(site)
@@ -342,6 +344,7 @@ def run_directory(desk, study):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_reviewed_released_and_stopped(study, desk):
     text = (study / "study.toml").read_text()
     (study / "study.toml").write_text(text + "\n[governance]\nreviews = [1]\n")

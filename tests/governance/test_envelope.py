@@ -148,6 +148,7 @@ def flips(text):
 
 
 @pytest.mark.parametrize("kind", ["proposal", "decision"])
+@pytest.mark.slow
 def test_no_bit_of_an_envelope_can_be_flipped(approved, kind):
     act = approved.study(*approved.datasets, plan_hash="a" * 64)
     if kind == "proposal":

@@ -270,6 +270,7 @@ STORY = [
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, len(STORY)), max_size=6), st.data())
+@pytest.mark.slow
 def test_whatever_happens_in_between_an_approval_the_oracle_agrees(make_world, digest, places, data):
     script = [GOOD | step for step in STORY]
     for place in sorted(places, reverse=True):

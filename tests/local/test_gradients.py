@@ -1,6 +1,8 @@
 """Clipped gradient sums: right by plain autograd, and a record moves nothing but its own part."""
 
+import copy
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.errors import CodeError
-from hubbub.local.gradients import clipped_sums, self_test
+from hubbub.local.gradients import PerExample, choose, clipped_sums
 from hubbub.local.torch_model import cross_entropy
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MICROBATCH
@@ -50,6 +52,10 @@ def group_norm():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
 
 
+def sequence():
+    return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Conv1d(5, 12, 3, padding=1), nn.Flatten(), nn.Linear(240, 3))
+
+
 def embedding():
     return nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 3))
 
@@ -65,16 +71,22 @@ MODELS = {
     "group norm": (group_norm, (1, 6, 6)),
     "layer norm": (layer_norm, (6,)),
     "embedding": (embedding, (5,)),
+    "sequence": (sequence, (5, 12)),
     "tied": (Tied, (6,)),
     "frozen": (Frozen, (6,)),
 }
 NAMES = st.sampled_from(sorted(MODELS))
+CLIPPERS = ("chosen", "vmap")
 
 
-def build(name):
+@cache
+def build(name, clipper="chosen"):
+    """A model, and what `choose` chooses for it, or the clipper for any model."""
     torch.manual_seed(0)
-    make, shape = MODELS[name]
-    return make(), shape
+    module = MODELS[name][0]()
+    chosen = choose(module, cross_entropy, make_slots(name, MICROBATCH))
+    assert isinstance(chosen, PerExample) == (name == "tied")
+    return module, chosen if clipper == "chosen" else PerExample(module, cross_entropy)
 
 
 def make_slots(name, rows, *, seed=0, nulls=()):
@@ -119,16 +131,15 @@ def make_mechanism(module, max_norm=1.0):
     )
 
 
-def sums(module, slots, mechanism, drawn=None, loss=cross_entropy):
+def sums(clipper, slots, mechanism, drawn=None):
     """The microbatch sums of these slots, one row each."""
     drawn = np.arange(len(slots)) if drawn is None else drawn
-    parts = clipped_sums(module, loss, trained(module), slots=slots, drawn=drawn, mechanism=mechanism)
-    return np.array(list(parts)).reshape(-1, mechanism.dimension)
+    return np.array(list(clipped_sums(clipper, slots, drawn, mechanism))).reshape(-1, mechanism.dimension)
 
 
 def reference(module, slots, max_norm):
     """Sum of clipped gradients by one backward pass per record, in float64."""
-    double = module.double()
+    double = copy.deepcopy(module).double()
     total = 0
     for slot in np.flatnonzero(slots.is_real):
         x = torch.from_numpy(slots.x[slot : slot + 1])
@@ -141,11 +152,12 @@ def reference(module, slots, max_norm):
 
 
 @pytest.mark.parametrize("max_norm", [0.3, 1e6])
+@pytest.mark.parametrize("clipper", CLIPPERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_sums_equal_one_backward_pass_per_record_in_float64(name, max_norm):
-    module, _ = build(name)
+def test_sums_equal_one_backward_pass_per_record_in_float64(name, clipper, max_norm):
+    module, clip = build(name, clipper)
     slots = make_slots(name, 100, nulls=(0, 70))
-    found = sums(module, slots, make_mechanism(module, max_norm)).sum(axis=0)
+    found = sums(clip, slots, make_mechanism(module, max_norm)).sum(axis=0)
     expected = reference(module, slots, max_norm)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
@@ -155,14 +167,16 @@ def exact_distance(first, second):
     return sum(int(a - b) ** 2 for a, b in zip(first, second, strict=True))
 
 
-def integers(module, slots, mechanism, drawn=None):
-    return sum(mechanism.encode_sum(part) for part in sums(module, slots, mechanism, drawn))
+def integers(clipper, slots, mechanism, drawn=None):
+    return sum(mechanism.encode_sum(part) for part in sums(clipper, slots, mechanism, drawn))
 
 
 @settings(max_examples=50, deadline=None)
-@given(NAMES, st.integers(1, 150), st.integers(0, 2**32), st.floats(1e-3, 100.0), st.data())
-def test_removing_one_record_moves_the_integer_sum_by_at_most_the_sensitivity(name, rows, seed, max_norm, data):
-    module, _ = build(name)
+@given(NAMES, st.sampled_from(CLIPPERS), st.integers(1, 150), st.integers(0, 2**32), st.floats(1e-3, 100.0), st.data())
+def test_removing_one_record_moves_the_integer_sum_by_at_most_the_sensitivity(
+    name, clipper, rows, seed, max_norm, data
+):
+    module, clip = build(name, clipper)
     mechanism = make_mechanism(module, max_norm)
     slots = make_slots(name, rows, seed=seed)
     drawn = np.flatnonzero(np.random.default_rng(seed).random(rows) < 0.7)
@@ -172,81 +186,86 @@ def test_removing_one_record_moves_the_integer_sum_by_at_most_the_sensitivity(na
     without = copied(slots)
     null(without, victim)
     if drawn.size:
-        moved = exact_distance(integers(module, slots, mechanism, drawn), integers(module, without, mechanism, drawn))
+        moved = exact_distance(integers(clip, slots, mechanism, drawn), integers(clip, without, mechanism, drawn))
         assert moved <= Fraction(mechanism.sensitivity) ** 2
 
 
 @settings(max_examples=50, deadline=None)
-@given(NAMES, st.integers(2, 150), st.integers(0, 2**32), st.data())
-def test_a_null_row_changes_no_other_microbatch_and_no_other_row(name, rows, seed, data):
-    module, _ = build(name)
+@given(NAMES, st.sampled_from(CLIPPERS), st.integers(2, 150), st.integers(0, 2**32), st.data())
+def test_a_null_row_changes_no_other_microbatch_and_no_other_row(name, clipper, rows, seed, data):
+    module, clip = build(name, clipper)
     mechanism = make_mechanism(module)
     slots = make_slots(name, rows, seed=seed)
     victim = data.draw(st.integers(0, rows - 1))
     without = copied(slots)
     null(without, victim)
-    one, other = sums(module, slots, mechanism), sums(module, without, mechanism)
+    one, other = sums(clip, slots, mechanism), sums(clip, without, mechanism)
     others = np.arange(len(one)) != victim // MICROBATCH
     np.testing.assert_array_equal(one[others], other[others])
     alone = copied(slots)
     for slot in range(rows):
         if slot != victim:
             null(alone, slot)
-    own = sums(module, alone, mechanism)[victim // MICROBATCH]
+    own = sums(clip, alone, mechanism)[victim // MICROBATCH]
     np.testing.assert_allclose((one - other)[victim // MICROBATCH], own, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "embedding"])
+@pytest.mark.parametrize("clipper", CLIPPERS)
 @pytest.mark.parametrize("value", [np.float32(3e38), np.nan, np.inf])
-def test_a_gradient_that_is_not_finite_adds_exactly_zero(name, value):
-    module, _ = build(name)
+def test_a_gradient_that_is_not_finite_adds_exactly_zero(name, clipper, value):
+    module, clip = build(name, clipper)
     mechanism = make_mechanism(module)
     slots = make_slots(name, 40)
     slots.x[7] = value * np.sign(slots.x[7])
     without = copied(slots)
     null(without, 7)
-    with_it, without_it = sums(module, slots, mechanism), sums(module, without, mechanism)
+    with_it, without_it = sums(clip, slots, mechanism), sums(clip, without, mechanism)
     if np.isfinite(value):  # may saturate or overflow: whatever it adds is within the bound
         assert np.linalg.norm(with_it - without_it) <= 1 + 1e-12
     else:
         np.testing.assert_array_equal(with_it, without_it)
 
 
-def test_only_null_rows_make_a_sum_of_zero():
-    module, _ = build("mlp")
-    found = sums(module, make_slots("mlp", 70, nulls=range(70)), make_mechanism(module))
+@pytest.mark.parametrize("clipper", CLIPPERS)
+def test_only_null_rows_make_a_sum_of_zero(clipper):
+    module, clip = build("mlp", clipper)
+    found = sums(clip, make_slots("mlp", 70, nulls=range(70)), make_mechanism(module))
     assert found.shape == (2, make_mechanism(module).dimension)
     assert not found.any()
 
 
 def test_an_empty_batch_has_no_microbatch():
-    module, _ = build("linear")
-    assert len(sums(module, make_slots("linear", 5), make_mechanism(module), drawn=np.arange(0))) == 0
+    module, clip = build("linear")
+    assert len(sums(clip, make_slots("linear", 5), make_mechanism(module), drawn=np.arange(0))) == 0
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 128, 150])
-def test_packing_does_not_depend_on_which_slots_are_null(rows):
-    module, _ = build("linear")
+def test_every_pass_has_the_one_shape_whichever_slots_are_null(rows):
+    module = nn.Linear(6, 3)
     shapes = []
-    weight = module.weight.shape
 
     def watch(outputs, y):
         shapes.append((tuple(outputs.shape), tuple(y.shape)))
         return cross_entropy(outputs, y)
 
-    for nulls in ((), range(rows), (0,), range(0, rows, 2)):
-        found = sums(module, make_slots("linear", rows, nulls=nulls), make_mechanism(module), loss=watch)
-        assert len(found) == -(-rows // MICROBATCH)
-    assert set(shapes) == {((1, 3), (1,))}
-    assert len(shapes) == 4 * -(-rows // MICROBATCH)
-    assert module.weight.shape == weight
+    chosen = choose(module, watch, make_slots("linear", MICROBATCH))
+    for clip, shape in ((chosen, ((MICROBATCH, 3), (MICROBATCH,))), (PerExample(module, watch), ((1, 3), (1,)))):
+        shapes.clear()
+        for nulls in ((), range(rows), (0,), range(0, rows, 2)):
+            found = sums(clip, make_slots("linear", rows, nulls=nulls), make_mechanism(module))
+            assert len(found) == -(-rows // MICROBATCH)
+        assert set(shapes) == {shape}
+        assert len(shapes) == 4 * -(-rows // MICROBATCH)
 
 
-def test_the_gradient_of_one_example_is_clipped_to_the_norm_and_no_further():
-    module, _ = build("mlp")
+@pytest.mark.parametrize("clipper", CLIPPERS)
+@pytest.mark.parametrize("name", ["mlp", "sequence", "conv"])
+def test_the_gradient_of_one_example_is_clipped_to_the_norm_and_no_further(name, clipper):
+    module, clip = build(name, clipper)
     for max_norm in (1e-6, 0.01, 0.1):
         for seed in range(20):
-            total = sums(module, make_slots("mlp", 1, seed=seed), make_mechanism(module, max_norm))[0]
+            total = sums(clip, make_slots(name, 1, seed=seed), make_mechanism(module, max_norm))[0]
             square = sum(Fraction(float(value)) ** 2 for value in total)
             assert square <= Fraction(max_norm) ** 2
             assert square >= Fraction(max_norm) ** 2 * Fraction(999999, 1000000)
@@ -280,7 +299,7 @@ class Centres(nn.Linear):
 def test_a_model_whose_examples_interact_is_refused(kind):
     module = kind(6, 3)
     with pytest.raises(CodeError) as caught:
-        self_test(module, cross_entropy, trained(module), make_slots("linear", 3))
+        choose(module, cross_entropy, make_slots("linear", 3))
     assert caught.value.message == (
         "model(): weight, the gradient of one example must not depend on another, found that it does"
     )
@@ -290,13 +309,13 @@ def test_a_model_whose_examples_interact_is_refused(kind):
 @pytest.mark.parametrize("name", MODELS)
 def test_models_whose_examples_do_not_interact_pass(name):
     module, _ = build(name)
-    self_test(module, cross_entropy, trained(module), make_slots(name, 3))
+    choose(module, cross_entropy, make_slots(name, 3))
 
 
 def test_dropout_passes_because_each_example_draws_its_own_mask():
     module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     state = torch.random.get_rng_state()
-    self_test(module, cross_entropy, trained(module), make_slots("linear", 3))
+    choose(module, cross_entropy, make_slots("linear", 3))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -304,4 +323,4 @@ def test_the_self_test_reads_no_real_values_of_inputs():
     module, _ = build("linear")
     slots = make_slots("linear", 3)
     slots.x[:] = np.nan
-    self_test(module, cross_entropy, trained(module), slots)
+    choose(module, cross_entropy, slots)

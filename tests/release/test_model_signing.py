@@ -139,6 +139,7 @@ def test_a_moved_and_renamed_folder_still_verifies(folder, signature):
     )
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_every_file_and_of_the_signature_is_refused(folder, signature):
     count = 0
     for path in [path for path in folder.rglob("*") if path.is_file()]:

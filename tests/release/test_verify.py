@@ -71,6 +71,7 @@ def assert_every_flip_is_seen(bundle, every):
     return count
 
 
+@pytest.mark.slow
 def test_flipped_bits_all_over_a_bundle_are_seen(released):
     assert assert_every_flip_is_seen(released, every=997) > 100
 

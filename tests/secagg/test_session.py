@@ -57,6 +57,7 @@ def test_any_drop_pattern_gives_the_exact_sum_or_a_named_failure(make_world, mak
 
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_drop_pattern_on_a_sparse_graph_gives_the_exact_sum_or_a_named_failure(make_world, make_vectors, data):
     world = make_world(14, neighbours=8, threshold=5, colluding=1, n_min=10)
     stages = st.sampled_from([None, None, None, None, None, *STAGES])

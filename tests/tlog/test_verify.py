@@ -115,6 +115,7 @@ def test_an_entry_under_a_head_that_is_not_accepted_is_not_proved(store, cosigne
         verify_entry(proof, body(3), policy(4, 1), now=NOW + FRESH + 1)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_proof_file_is_found_out(store, head, policy, body):
     log = store(3)
     data = bytes(Proof(1, tuple(log.inclusion(1, 3)), head(log)))

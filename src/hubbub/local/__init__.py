@@ -4,6 +4,8 @@
     layout.py       named arrays <-> one flat vector
     torch_model.py  a PyTorch module as a learner: local SGD, evaluation, layers that are refused
     gradients.py    per-example clipped gradient sums in microbatches of one fixed shape, and their self-test
+    bookkeeping.py  the fast clipper: one batched pass per microbatch, for models of plain layers
+    parts.py        what that clipper knows of layers: per-record norms and weighted sums
     arrays.py       the ndarray hook (scikit-learn, JAX, ...) as a learner
 
 *Trust:* sees raw records and returns un-noised vectors; only `participant` may call it, and it sends nothing.

@@ -4,6 +4,8 @@ A record must touch one microbatch only and change nothing else in it, or the se
 mechanism says. So slots are packed in order into microbatches of exactly `MICROBATCH` rows: null slots and
 padding keep their row, with zeroed inputs and weight zero. (At another number of rows a matrix library may
 pick another kernel, and every other row's gradient changes in its last bits.)
+
+Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,26 +19,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from hubbub.errors import CodeError
+from hubbub.local.bookkeeping import fit, seeded
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MICROBATCH
 from hubbub.study import Slots
 
+Clipper = Callable[[Tensor, Tensor, NDArray[np.float64], Mechanism], NDArray[np.float64]]
+"""(x, y, weights, mechanism) -> the weighted sum of the clipped gradients of one microbatch, float64."""
+
 
 def clipped_sums(
-    module: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    parameters: Mapping[str, Tensor],
-    *,
-    slots: Slots,
-    drawn: Int[np.ndarray, " drawn"],
-    mechanism: Mechanism,
+    clipper: Clipper, slots: Slots, drawn: Int[np.ndarray, " drawn"], mechanism: Mechanism
 ) -> Iterator[Float[np.ndarray, " params"]]:
     """Yield, per microbatch, the sum of clipped per-example gradients in float64.
 
     Args:
-        module: The model; in training mode afterwards.
-        loss: Per-example loss of (outputs, y).
-        parameters: Trained parameters by name.
+        clipper: What `choose` chose for the model.
         slots: The participant's slots.
         drawn: Indices of the slots in this round's batch.
         mechanism: Says how far a gradient may reach.
@@ -48,24 +46,61 @@ def clipped_sums(
     Source:
         Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
     """
-    module.train()
-    gradients = per_example(module, loss)
     for start in range(0, len(drawn), MICROBATCH):
         x, y, weights = _pack(slots, drawn[start : start + MICROBATCH])
-        yield _clipped_sum(gradients(parameters, x, y), weights, mechanism)
+        yield clipper(x, y, weights, mechanism)
 
 
-def per_example(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., dict[str, Tensor]]:
-    """A function (parameters, x, y) -> gradients with one row per example, by vmap over single examples."""
+class PerExample:
+    """The clipper for any model: forms every record's whole gradient, by vmap over single examples.
 
-    def one(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = functional_call(module, dict(parameters), (x.unsqueeze(0),))
-        return loss(outputs, y.unsqueeze(0)).sum()
+    Args:
+        module: The model, its parameters those of the current round.
+        loss: Per-example loss of (outputs, y).
+    """
 
-    return vmap(grad(one), in_dims=(None, 0, 0), randomness="different")
+    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._module = module
+
+        def one(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            outputs = functional_call(module, dict(parameters), (x.unsqueeze(0),))
+            return loss(outputs, y.unsqueeze(0)).sum()
+
+        self._gradients = vmap(grad(one), in_dims=(None, 0, 0), randomness="different")
+
+    def rows(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Gradients by parameter, one row per record."""
+        named = {name: value.detach() for name, value in self._module.named_parameters() if value.requires_grad}
+        return self._gradients(named, x, y)
+
+    def __call__(
+        self, x: Tensor, y: Tensor, weights: Float[np.ndarray, " rows"], mechanism: Mechanism
+    ) -> Float[np.ndarray, " params"]:
+        """The weighted sum of the clipped gradients of one microbatch."""
+        return _clipped_sum(self.rows(x, y), weights, mechanism)
+
+
+def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Slots) -> Clipper:
+    """The fastest clipper that is right for a model; the model is in training mode afterwards.
+
+    Args:
+        module: The model.
+        loss: Per-example loss of (outputs, y).
+        example: Slots of the study's shapes that hold nobody's values: the choice is no secret.
+
+    Raises:
+        CodeError: A row's gradient depends on another row, so no clip bounds what one record adds.
+    """
+    module.train()
+    x, y = made_up_rows(example)
+    clipper = PerExample(module, loss)
+    self_test(clipper, x, y)
+    return fit(module, loss, x, y, clipper.rows) or clipper
 
 
 def _pack(slots: Slots, rows: NDArray[Any]) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    if len(rows) == MICROBATCH:
+        return torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows]), slots.is_real[rows].astype(np.float64)
     x = np.zeros((MICROBATCH, *slots.x.shape[1:]), dtype=slots.x.dtype)
     y = np.zeros((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype)
     weights = np.zeros(MICROBATCH)
@@ -87,27 +122,17 @@ def _clipped_sum(
     return np.concatenate([factors @ rows for rows in wide])
 
 
-def self_test(
-    module: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    parameters: Mapping[str, Tensor],
-    slots: Slots,
-) -> None:
+def self_test(clipper: PerExample, x: Tensor, y: Tensor) -> None:
     """Check that nulling one row of a microbatch leaves every other row's gradient as it was, bit for bit.
 
-    The rows are made up: shapes and dtypes are the study's, values are not anybody's.
-
     Raises:
-        CodeError: A row's gradient depends on another row, so no clip bounds what one record adds.
+        CodeError: It does not.
     """
-    module.train()
-    x, y = made_up_rows(slots)
-    gradients = per_example(module, loss)
-    before = _seeded(gradients, parameters, x, y)
+    before = seeded(clipper.rows, x, y)
     for row in (0, MICROBATCH // 2, MICROBATCH - 1):
         nulled_x, nulled_y = x.clone(), y.clone()
         nulled_x[row], nulled_y[row] = 0, 0
-        after = _seeded(gradients, parameters, nulled_x, nulled_y)
+        after = seeded(clipper.rows, nulled_x, nulled_y)
         others = [index for index in range(MICROBATCH) if index != row]
         for name, value in before.items():
             if not torch.equal(value[others], after[name][others]):
@@ -123,9 +148,3 @@ def made_up_rows(example: Slots) -> tuple[Tensor, Tensor]:
     x = values if example.x.dtype.kind == "f" else np.resize(example.x, (MICROBATCH, *example.x.shape[1:]))
     y = np.resize(example.y, (MICROBATCH, *example.y.shape[1:]))
     return torch.from_numpy(x), torch.from_numpy(y)
-
-
-def _seeded(gradients: Callable[..., dict[str, Tensor]], *arguments: Any) -> dict[str, Tensor]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return gradients(*arguments)

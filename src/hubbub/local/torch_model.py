@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import clipped_sums, made_up_rows, self_test
+from hubbub.local.gradients import Clipper, PerExample, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
@@ -46,8 +46,10 @@ class TorchModel:
         self.parameters = list(trained.values())
         self._untrained = {name: value.detach().clone() for name, value in self._state() if name not in trained}
         self.flat = torch.from_numpy(self._initial.copy())
-        for value, view in zip(self.parameters, self.views(self.flat), strict=True):
+        self._views = self.views(self.flat)
+        for value, view in zip(self.parameters, self._views, strict=True):
             value.data = view
+        self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
 
     @property
     def dimension(self) -> int:
@@ -64,7 +66,7 @@ class TorchModel:
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
 
     def self_test(self, example: Slots, *, per_example: bool) -> None:
-        """Run the model on made-up records of the declared shapes; see `gradients.self_test`.
+        """Run the model on made-up records of the declared shapes, and choose how to clip; see `gradients.choose`.
 
         Whatever the unit, nothing that the model has seen may stay in it: it would reach the next
         participant's update, or the released file, without noise.
@@ -80,8 +82,7 @@ class TorchModel:
         self.module.train()
         with running("model() or loss() on the declared columns"), torch.random.fork_rng():
             if per_example:
-                named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
-                self_test(self.module, self.loss, named, example)
+                self._clipper = choose(self.module, self.loss, example)
             else:
                 self._forgets(*made_up_rows(example))
             for name, value in self._state():
@@ -109,8 +110,8 @@ class TorchModel:
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
         self.flat.copy_(torch.from_numpy(parameters))
-        named = dict(zip(self.layout.names, self.views(self.flat), strict=True))
-        return clipped_sums(self.module, self.loss, named, slots=slots, drawn=drawn, mechanism=mechanism)
+        self.module.train()
+        return clipped_sums(self._clipper, slots, drawn, mechanism)
 
     def update(
         self,
@@ -125,22 +126,22 @@ class TorchModel:
             Deterministic in its arguments. Only ever sent after clipping: what it does inside one
             participant is covered by client-level privacy.
         """
+        real = np.flatnonzero(slots.is_real)
+        if not real.size:
+            return np.zeros(self.dimension)
         self.flat.copy_(torch.from_numpy(parameters))
         self.module.train()
-        real = np.flatnonzero(slots.is_real)
-        torch.manual_seed(int(rng.integers(2**63)))  # for layers that draw, such as dropout
+        # For layers that draw, such as dropout. torch.manual_seed formats a traceback, for GPUs that are not there:
+        # more work than a small participant's whole training.
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
         for _ in range(training.local_epochs):
             order = rng.permutation(real)
-            for start in range(0, len(order), training.batch_size):
-                with running("model() or loss() in training"):
-                    self._step(slots, order[start : start + training.batch_size], training.learning_rate)
-        return self.flat.numpy().astype(np.float64) - parameters.astype(np.float64)
-
-    def _step(self, slots: Slots, rows: Int[np.ndarray, " rows"], learning_rate: float) -> None:
-        gradients = self._gradients(torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows]))
-        with torch.no_grad():
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                parameter.add_(gradient, alpha=-learning_rate)
+            x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
+            with running("model() or loss() in training"):
+                for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):
+                    for view, gradient in zip(self._views, self._gradients(*batch), strict=True):
+                        view.add_(gradient, alpha=-training.learning_rate)
+        return np.subtract(self.flat.numpy(), parameters, dtype=np.float64)
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         loss = self.loss(self.module(x), y).mean()

@@ -76,9 +76,7 @@ class Database:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                if (
-                    self._connection.in_transaction
-                ):  # not after a full disk, or Ctrl-C after a commit
+                if self._connection.in_transaction:  # not after a full disk, or Ctrl-C after a commit
                     self._connection.execute("ROLLBACK")
                 raise
 
