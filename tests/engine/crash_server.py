@@ -183,22 +183,17 @@ def serve_one(request):
 
 
 def warm(arguments, modules):
-    """Fill what every child then starts with: modules, and caches of a plan. Nothing trains: torch's threads would
-    be missing in a forked child, which would wait for them for ever.
-    """
+    """Import what every child then has, and fill its caches."""
     for module in modules:
         importlib.import_module(module)
-    return {"code": run_command(arguments)}
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return {"code": run_command(arguments)}
 
 
 def serve():
     for line in sys.stdin:
         request = json.loads(line)
-        if request.get("is_warming"):
-            with contextlib.redirect_stdout(sys.stderr):
-                answer = warm(request["arguments"], request["modules"])
-        else:
-            answer = serve_one(request)
+        answer = warm(request["arguments"], request["modules"]) if request.get("is_warming") else serve_one(request)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

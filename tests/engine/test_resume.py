@@ -11,6 +11,7 @@ from hubbub.errors import InputError, RefusedError, StoppedError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetCharged, Evaluated, RoundClosed, RunResumed, read_events
 from hubbub.randomness import SeededRandomness
+from hubbub.tlog import Store
 
 EXACT = {
     "privacy": {"noise": "none", "epsilon": None, "retries": 4},
@@ -229,3 +230,45 @@ def test_a_notebook_study_must_be_given_again(make_study, interrupted):
     folder = interrupted(make_study(), RoundClosed, 2)
     with pytest.raises(InputError, match="was made from functions in a notebook, found no study to go on with"):
         hubbub.resume(folder)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_ctrl_c_right_after_a_write_writes_nothing_twice(exact, run, tmp_path, monkeypatch, count):
+    whole = run(exact())
+    append, appends = Store.append, iter(range(1000))
+
+    def append_then_stop(self, decide):
+        indexes = append(self, decide)
+        if next(appends) == count:
+            raise KeyboardInterrupt
+        return indexes
+
+    monkeypatch.setattr(Store, "append", append_then_stop)
+    with pytest.raises(StoppedError):
+        run(exact(), out=tmp_path / "stopped")
+    result = hubbub.resume(tmp_path / "stopped", study=exact())
+    assert [event.round_number for event in events(result) if isinstance(event, RoundClosed)] == [1, 2, 3, 4]
+    assert model_bytes(result) == model_bytes(whole)
+
+
+def test_ctrl_c_right_after_a_commit_is_ctrl_c_and_what_was_committed_stays(tmp_path):
+    store = Store(tmp_path / "log.db")
+    connection = store._database._connection
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(connection, name)
+
+        def execute(self, statement, *values):
+            result = connection.execute(statement, *values)
+            if statement == "COMMIT":
+                raise KeyboardInterrupt
+            return result
+
+    store._database._connection = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        store.append(lambda _: [b"{}"])
+    store._database._connection = connection
+    assert store.entries() == [b"{}"]
+    store.check()
+    store.close()

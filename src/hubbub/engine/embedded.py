@@ -316,8 +316,8 @@ class _Session:
             self.permission.grant()
         if not has_started:
             return start, opening
-        progress, last = self.folder.read_snapshot(self.plan) or (start, None)
         closed = [event for event in before if isinstance(event, RoundClosed)]
+        progress, last = self.folder.read_snapshot(self.plan, len(closed)) or (start, None)
         missing = [last] if last is not None and last not in closed else []
         is_charged = last is None or (last.run == self.name and (last.round_number, last.attempt) in account.charged)
         if progress.round_number != len(closed) + len(missing) + 1 or not is_charged:

@@ -136,16 +136,21 @@ class RunFolder:
         content = save(arrays, metadata={"closed": encode_event(closed).decode(), "sha256": digest})
         _overwrite(self.path / SNAPSHOTS[closed.round_number % 2], content)
 
-    def read_snapshot(self, plan: Plan) -> tuple[Progress, RoundClosed] | None:
+    def read_snapshot(self, plan: Plan, closed: int) -> tuple[Progress, RoundClosed] | None:
         """The model after the last closed round, and that round's closing event; None before the first.
 
+        Args:
+            plan: The run's plan.
+            closed: Rounds that the log says are closed. While it says none, a snapshot that is not whole is the
+                first, which was being written: the run begins anew.
+
         Raises:
-            InputError: No snapshot is whole, though there are some, or they are of another model.
+            InputError: No snapshot is whole though a round is closed, or they are of another model.
         """
         paths = [path for name in SNAPSHOTS if (path := self.path / name).exists()]
         found = [_read_snapshot(path, plan.mechanism.dimension) for path in paths]
         whole = [one for one in found if one is not None]
-        if paths and not whole:
+        if paths and closed and not whole:
             raise InputError(
                 f"{paths[0]}, must be the snapshot of this run, found it damaged; nothing trained, nothing spent",
                 hint="restore it from a copy, or start a new run",
