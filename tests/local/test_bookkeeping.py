@@ -241,6 +241,22 @@ def test_book_keeping_is_not_chosen_for(name):
     assert not is_fast(make(), shape)
 
 
+class TokenPositions(Positions):
+    """The same over tokens, which cannot be NaN."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.tokens = nn.Embedding(7, 6)
+
+    def forward(self, x):
+        return super().forward(self.tokens(x))
+
+
+@pytest.mark.parametrize("count", [5, MICROBATCH])
+def test_book_keeping_is_not_chosen_for_positions_of_tokens(count):
+    assert not is_fast(TokenPositions(count), (count,), tokens=7)
+
+
 def test_book_keeping_is_not_chosen_for_a_loss_over_the_batch():
     assert not is_fast(head(), (6,), loss=nn.functional.cross_entropy)
     assert not is_fast(head(), (6,), loss=lambda outputs, y: cross_entropy(outputs, y) / len(y))

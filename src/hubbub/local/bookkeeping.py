@@ -48,6 +48,9 @@ class Bookkeeper:
         module: The model, its parameters those of the current round.
         loss: Per-example loss of (outputs, y).
         layers: The layers that hold its trained parameters, by name.
+
+    Source:
+        Bu et al. 2022, arXiv:2210.00038 (book-keeping); Goodfellow 2015, arXiv:1510.01799 (norms without gradients).
     """
 
     def __init__(self, module: nn.Module, loss: Loss, layers: Mapping[str, nn.Module]) -> None:
