@@ -388,7 +388,7 @@ def test_a_distributed_plan_is_never_summed_in_the_clear_by_default(make_study, 
     prepared = prepare(make_study(settings(**DISTRIBUTED)))
     plan = hubbub.plan(prepared.study)
     common = {"settings": prepared.study.settings, "plan": plan, "randomness": SeededRandomness(1)}
-    with pytest.raises(RoundError, match="must send masked vectors under this plan, found no client"):
+    with pytest.raises(RoundError, match="must send masked vectors as its plan says, found a client with other"):
         Participant("a", "r", slots=prepared.slots["a"], charge=lambda *_: None, **common)
     with pytest.raises(RoundError, match="must add up by secure aggregation under this plan"):
         Coordinator("r", start=Progress(prepared.learner.initial()), **common)

@@ -43,7 +43,7 @@ def test_too_few_cosignatures_are_not_accepted(store, cosigned, policy):
     with pytest.raises(VerificationError) as caught:
         verify_checkpoint(cosigned(store(5), 2), policy(4, 1))
     assert caught.value.message == (
-        "example.com/log at size 5, must be cosigned by the quorum 'quorum', found 2 of 4 witnesses: w1, w2"
+        "example.com/log at size 5, must be cosigned by the policy's quorum, found 2 of 4 witnesses: w1, w2"
     )
     with pytest.raises(VerificationError, match="found 0 of 4 witnesses: none"):
         verify_checkpoint(cosigned(store(5)), policy(4, 1))
@@ -59,7 +59,7 @@ def test_an_old_or_future_cosignature_does_not_count_where_freshness_is_asked_fo
     for now in (NOW - AHEAD, NOW, NOW + FRESH):
         assert len(verify_checkpoint(note, policy(4, 1), now=now).cosigned) == 3
     for now in (NOW - AHEAD - 1, NOW + FRESH + 1):
-        with pytest.raises(VerificationError, match="by the quorum 'quorum' within 86400 s, found 0 of 4"):
+        with pytest.raises(VerificationError, match="by the policy's quorum within 86400 s, found 0 of 4"):
             verify_checkpoint(note, policy(4, 1), now=now)
     assert verify_checkpoint(note, policy(4, 1), now=NOW + 5, fresh=5).cosigned
     assert verify_checkpoint(note, policy()).cosigned == {}

@@ -69,7 +69,7 @@ def verify_checkpoint(note: Note | bytes, policy: Policy, *, now: int | None = N
     if not policy.is_quorum(cosigned):
         age = "" if now is None else f" within {fresh} s"
         raise VerificationError(
-            f"{checkpoint.origin} at size {checkpoint.size}, must be cosigned by the quorum {policy.quorum!r}{age}, "
+            f"{checkpoint.origin} at size {checkpoint.size}, must be cosigned by the policy's quorum{age}, "
             f"found {len(cosigned)} of {len(policy.witnesses)} witnesses: {', '.join(cosigned) or 'none'}",
             hint="ask the log for a head with more cosignatures",
         )
