@@ -10,7 +10,7 @@ help:
 	@echo "make test       every test that fits in five minutes"
 	@echo "make test-slow  the rest"
 	@echo "make check      lint, types, layers"
-	@echo "make bench      performance claims, measured beside named others"
+	@echo "make bench      performance claims, measured beside named others (ONLY=\"noise log\": some of them)"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,7 +35,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/run_all.py $(ONLY)
 
 clean:
 	rm -rf .venv build
