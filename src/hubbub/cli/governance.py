@@ -123,7 +123,7 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
-    from hubbub.engine import prepare
+    from hubbub.engine.prepare import prepare
     from hubbub.participant import commit
     from hubbub.planning import make_plan
     from hubbub.study import load_study
