@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PSS
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 from msgspec import Meta
@@ -138,9 +139,8 @@ def verify_report(
         roots: SHA-256 of the root certificates that are trusted, and the product of each.
 
     Guarantees:
-        No bit of the report's 1184 bytes and of the three certificates can change without being refused. A VM that its
-        host may debug or migrate, that was asked from a less privileged level than 0, or whose chip hides its name,
-        is refused.
+        Evidence of a real machine with any one bit of report or certificates flipped is refused. A VM that its host may
+        debug or migrate, that was asked from a less privileged level than 0, or whose chip hides its name, is refused.
 
     Raises:
         RefusedError: The first rule that is broken.
@@ -233,6 +233,8 @@ def _check_issued(name: str, certificate: x509.Certificate, common_name: str, is
     key, padding = issuer.public_key(), certificate.signature_algorithm_parameters
     is_strong = isinstance(key, RSAPublicKey) and key.key_size == _RSA_BITS
     is_strong &= isinstance(padding, PSS) and isinstance(certificate.signature_hash_algorithm, SHA384)
+    unused_bits = certificate.public_bytes(Encoding.DER)[-_RSA_BITS // 8 - 1]
+    is_strong &= unused_bits == 0  # of the signature, a bit string: not signed themselves
     _check(f"its {name}", "signed with RSA-PSS, 4096 bits, SHA-384", holds=is_strong)
     certificate.verify_directly_issued_by(issuer)
     names = [str(entry.value) for entry in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
