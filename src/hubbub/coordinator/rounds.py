@@ -157,7 +157,7 @@ class Coordinator:
     def _address(self) -> dict[str, Any]:
         return {**self._attempt, "plan_hash": self._plan_hash}
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """Add one contribution to the sum.
 
         Raises:

@@ -6,8 +6,9 @@ from typing import Any
 
 from hubbub.errors import CodeError
 from hubbub.local.learner import Learner
+from hubbub.local.load import make_learner
 from hubbub.planning import Plan, make_plan
-from hubbub.study import Examples, Lock, Slots, Study, conform, made_up
+from hubbub.study import Examples, Lock, Slots, Study, conform
 from hubbub.study.code import call
 from hubbub.study.lock import write_lock
 
@@ -55,24 +56,6 @@ def prepare(study: Study) -> Prepared:
         write_lock(study.lock_path, lock)
     is_public = isinstance(test_data, Examples) and test_data.public
     return Prepared(study.with_lock(lock), learner, slots, test, is_public)
-
-
-def make_learner(study: Study) -> Learner:
-    """The study's model, after its self-tests on made-up records of the study's shapes.
-
-    Raises:
-        CodeError: The model cannot be trained as the study asks.
-    """
-    if study.code.model is not None:
-        from hubbub.local.torch_model import TorchModel
-
-        learner: Learner = TorchModel(study.code, study.settings.study.seed)
-    else:
-        from hubbub.local.arrays import ArrayModel
-
-        learner = ArrayModel(study.code)
-    learner.self_test(made_up(study.settings.data), per_example=study.settings.privacy.unit == "example")
-    return learner
 
 
 def check(study: Study) -> Study:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hubbub.participant.log_view import Mark
-from hubbub.tlog import Note, Store
+from hubbub.tlog import Checkpoint, Note, Store
 from hubbub.tlog.database import Database
 from hubbub.tlog.merkle import complete_subtrees, grow, join, leaf_hash
 from hubbub.tlog.note import parse_note
@@ -79,6 +79,10 @@ class Memory:
         edge = [self._store.hashes(level, at, at + 1)[0] for level, at in complete_subtrees(0, size)]
         grow(edge, size, map(leaf_hash, entries))
         return join(edge)
+
+    def checkpoint(self, origin: str, size: int) -> Checkpoint:
+        """The head that a log of this origin had when it had so many of the copy's entries."""
+        return Checkpoint(origin, size, self._store.root(size))
 
     def extend(self, head: Note, decide: Callable[[int], Sequence[bytes]]) -> None:
         """Add what `decide` makes of the copy's size, all or nothing; it raises to refuse."""

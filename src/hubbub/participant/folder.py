@@ -1,0 +1,154 @@
+"""A participant's own directory: nothing in it comes from the coordinator but what its owner put there.
+
+    site.toml    where the rest is, and this site's own policy
+    NAME.key     its keys; NAME.membership: what it believes of its coordinator
+    studies/     studies that its owner has read; the only code that may run here, found by hash
+    salt         of its data commitments
+    memory.db    its copy of the log, its mark, its charges; witness.db: what it has cosigned
+    refusals     what it refused and why, one line of JSON each
+
+*Trust:* whoever can write here is this participant.
+"""
+
+import json
+import os
+import secrets
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from hubbub.errors import CodeError, HubbubError, InputError, StudyError
+from hubbub.governance import Keys, load_keys
+from hubbub.governance.attestation import AttestationPolicy, read_attestation_policy
+from hubbub.governance.enrolment import Membership, read_membership
+from hubbub.governance.policy import SitePolicy, read_policy
+from hubbub.participant.commitment import SALT_BYTES
+from hubbub.study import Study, load_study
+
+SITE = "site.toml"
+DATA = "HUBBUB_DATA"
+"""Variable by which a study's `data()` finds the records of the site that it runs at."""
+
+
+class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[site]` of site.toml. Paths are relative to its folder.
+
+    Args:
+        key: Key file of the participant.
+        membership: What the operator answered to its request.
+        data: Folder of its records, which study code finds in HUBBUB_DATA.
+        studies: Folder of the studies that may run here.
+        organisations: Fewest organisations in a roster that it works with.
+        keys_per_organisation: Most keys of one of them.
+    """
+
+    key: str
+    membership: str
+    data: str = "."
+    studies: str = "studies"
+    organisations: Annotated[int, Meta(ge=1)] = 2
+    keys_per_organisation: Annotated[int, Meta(ge=1)] = 1
+
+
+class SiteFolder:
+    """One participant's directory.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        InputError: There is no site.toml, or it holds a key or value that is not known.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = _read_settings(path / SITE)
+
+    def keys(self) -> Keys:
+        """Its keys.
+
+        Raises:
+            InputError, RefusedError: As `load_keys`.
+        """
+        return load_keys(self.path / self.settings.key)
+
+    def membership(self) -> Membership:
+        """What it believes of its coordinator.
+
+        Raises:
+            InputError: As `read_membership`.
+        """
+        return read_membership(self.path / self.settings.membership)
+
+    def policy(self) -> SitePolicy:
+        """Its own limits, as they are now: its owner may change them while it runs."""
+        return read_policy(self.path / SITE)
+
+    def attestation(self) -> AttestationPolicy:
+        """What its coordinator must show."""
+        return read_attestation_policy(self.path / SITE)
+
+    def salt(self) -> bytes:
+        """Of its data commitments, made at first use.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        path = self.path / "salt"
+        if not path.exists():
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(SALT_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        salt = path.read_bytes()
+        if len(salt) != SALT_BYTES:
+            raise InputError(
+                f"{path}, must hold {SALT_BYTES} bytes, found {len(salt)}; nothing sent", hint="restore it from a copy"
+            )
+        return salt
+
+    def study(self, study_hash: str, code_hash: str) -> Study:
+        """The study of these hashes, from its own store.
+
+        Raises:
+            CodeError: Its owner has put no such study there.
+        """
+        for file in sorted((self.path / self.settings.studies).glob("*/study.toml")):
+            try:
+                study = load_study(file)
+                if (study.settings.approved_hash(), study.code_hash) == (study_hash, code_hash):
+                    return study
+            except (StudyError, CodeError):
+                continue  # what cannot be read cannot be asked for
+        raise CodeError(
+            f"study {study_hash[:12]} with code {code_hash[:12]}, must be in {self.settings.studies} of this site, "
+            "found none; nothing trained, nothing sent",
+            hint=f"read the study, then copy its folder into {self.path / self.settings.studies}",
+        )
+
+    def note_refusal(self, error: HubbubError, code: str, now: int) -> None:
+        """Write down what was refused, for the owner."""
+        line = json.dumps({"at": now, "code": code, "error": error.message, "hint": error.hint})
+        with (self.path / "refusals").open("a") as file:
+            file.write(line + "\n")
+
+    def show_data(self) -> None:
+        """Let study code that is loaded from now on find this site's records."""
+        os.environ[DATA] = str((self.path / self.settings.data).resolve())
+
+
+def _read_settings(path: Path) -> SiteSettings:
+    try:
+        return msgspec.convert(tomllib.loads(path.read_bytes().decode())["site"], SiteSettings)
+    except KeyError:
+        found = "no table [site]"
+    except (OSError, ValueError) as error:
+        found = str(error)
+    raise InputError(
+        f"{path}, must be a site file, found {found}",
+        hint=f"[site] knows {', '.join(SiteSettings.__struct_fields__)}; key and membership must be there",
+    )
