@@ -8,6 +8,7 @@
     federation.py  everybody's keys, where everybody lives in one process
     embedded.py    `run`, `resume`, `stop`: drives coordinator and participants
     transport.py   the seam between a coordinator and its participants: one question to many
+    direct/        a carrier: gRPC over mutual TLS, dialled by the participants
     heads.py       signed heads of the log, and those that witnesses have cosigned
     publish.py     `release_run`: gate, log entry, quorum, bundle
 
