@@ -45,7 +45,7 @@ SHORT = 12
 
 
 def keys_new(options: argparse.Namespace) -> None:
-    """Make three keys and a card."""
+    """Make four keys and a card."""
     keys = new_keys(options.name, organisation=options.organisation, role=options.role)
     folder = Path(options.out)
     keys.save(folder / f"{options.name}.key")
