@@ -33,7 +33,7 @@ def test_everybody_answers_its_own_question(carrier):
     names = [f"site-{number}" for number in range(8)]
     for name in names:
         carrier.join(name, lambda question, name=name: name.encode() + question)
-    assert carrier.transport.sites() == set(names)
+    assert set(carrier.transport.sites()) == set(names)
     questions = {name: f" is {number}".encode() for number, name in enumerate(names[1:])}
     answers = {name: bytes(reply) for name, reply in carrier.transport.ask(questions, seconds=5)}
     assert answers == {name: name.encode() + question for name, question in questions.items()}

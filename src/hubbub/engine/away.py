@@ -11,6 +11,7 @@ not answer by a stage's deadline has dropped out; whoever comes back is offered 
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ class SitesAway:
         self._evidence = evidence
         self._joined: dict[str, int] = {}
         self._refused: dict[str, int] = {}
+        self._is_halted = threading.Event()
+
+    def halt(self) -> None:
+        """End the run after the attempt that goes on; it stays reserved."""
+        self._is_halted.set()
 
     def secagg(self, plan: Plan) -> Secagg:
         """Always run.
@@ -128,9 +134,10 @@ class SitesAway:
         """One attempt at one round.
 
         Raises:
-            WaitingError: Too few are there, or too few cosign: the run stays open.
+            WaitingError: Too few are there, too few cosign, or somebody halted it: the run stays open.
         """
         self._gather(coordinator.round_number)
+        self._check_halted()
         self._running.charge(self._record, coordinator.round_number, coordinator.attempt + 1)
         self._head = self._cosigned(must=True)
         online = self._show(self._joined)
@@ -213,6 +220,7 @@ class SitesAway:
             self._offer(round_number)
             if len(self._there()) >= self._fewest:
                 return
+            self._check_halted()
             if time.monotonic() > until:
                 raise self._waiting(f"{self._fewest} participants", ", ".join(sorted(self._there())) or "none")
             time.sleep(0.05)
@@ -273,6 +281,12 @@ class SitesAway:
         if must and not policy.is_quorum(signed):
             raise self._waiting(f"a quorum of {len(keys)} witnesses", ", ".join(signed) or "none")
         return note
+
+    def _check_halted(self) -> None:
+        if self._is_halted.is_set():
+            raise WaitingError(
+                f"run {self._running.name}, was halted; nothing more asked, it stays reserved", hint="hubbub resume"
+            )
 
     def _waiting(self, needed: str, found: str) -> WaitingError:
         return WaitingError(

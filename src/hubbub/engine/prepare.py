@@ -58,6 +58,23 @@ def prepare(study: Study) -> Prepared:
     return Prepared(study.with_lock(lock), learner, slots, test, is_public)
 
 
+def prepare_away(study: Study) -> Prepared:
+    """Import the code of a study whose records are elsewhere, with the lock that it is given.
+
+    Raises:
+        CodeError: As `prepare`; or the model has another size than the lock says.
+    """
+    test_data = call(study.code.test_data)
+    test, learner = conform(test_data, study.settings.data, "test_data()"), make_learner(study)
+    if study.current_lock is None or study.current_lock.parameters != learner.dimension:
+        raise CodeError(
+            f"study.lock, must be of this code and a model of {learner.dimension} parameters, found another's; "
+            "nothing trained, nothing spent",
+            hint="hubbub propose study STUDY --at MEMBERSHIP makes it anew",
+        )
+    return Prepared(study, learner, {}, test, isinstance(test_data, Examples) and test_data.public)
+
+
 def check(study: Study) -> Study:
     """Check a study's file, code and data; nothing is trained. Writes study.lock.
 

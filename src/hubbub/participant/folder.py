@@ -20,13 +20,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from hubbub.errors import CodeError, HubbubError, InputError, StudyError
+from hubbub.errors import HubbubError, InputError
 from hubbub.governance import Keys, load_keys
 from hubbub.governance.attestation import AttestationPolicy, read_attestation_policy
 from hubbub.governance.enrolment import Membership, read_membership
 from hubbub.governance.policy import SitePolicy, read_policy
 from hubbub.participant.commitment import SALT_BYTES
-from hubbub.study import Study, load_study
+from hubbub.study import Study
+from hubbub.study.store import find_study
 
 SITE = "site.toml"
 DATA = "HUBBUB_DATA"
@@ -117,18 +118,7 @@ class SiteFolder:
         Raises:
             CodeError: Its owner has put no such study there.
         """
-        for file in sorted((self.path / self.settings.studies).glob("*/study.toml")):
-            try:
-                study = load_study(file)
-                if (study.settings.approved_hash(), study.code_hash) == (study_hash, code_hash):
-                    return study
-            except (StudyError, CodeError):
-                continue  # what cannot be read cannot be asked for
-        raise CodeError(
-            f"study {study_hash[:12]} with code {code_hash[:12]}, must be in {self.settings.studies} of this site, "
-            "found none; nothing trained, nothing sent",
-            hint=f"read the study, then copy its folder into {self.path / self.settings.studies}",
-        )
+        return find_study(self.path / self.settings.studies, study_hash, code_hash)
 
     def note_refusal(self, error: HubbubError, code: str, now: int) -> None:
         """Write down what was refused, for the owner."""
