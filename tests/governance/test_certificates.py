@@ -1,7 +1,6 @@
 """The authority of a federation's connections: what it signs, what it does not read, what TLS makes of it."""
 
 import contextlib
-import dataclasses
 import ipaddress
 import secrets
 import ssl
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from hubbub.errors import InputError
 from hubbub.governance import new_keys
 from hubbub.governance.certificates import (
-    Credentials,
+    End,
     make_request,
     new_authority_key,
     pem_key,
@@ -274,7 +273,7 @@ def greet(server, client, folder, *, host="localhost"):
 
 def ends_of(authority, keys, now, days=365):
     certificate = authority.admit(read_request(make_request(keys)), now=now, days=days)
-    return Credentials(authority.certificate, certificate, pem_key(keys.transport))
+    return End(authority.certificate, certificate, pem_key(keys.transport))
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +293,7 @@ def test_tls_joins_a_holder_and_a_coordinator_of_one_authority(keys, tmp_path, n
 def test_tls_refuses_a_stranger_an_expired_holder_another_host_and_a_holder_as_a_server(keys, tmp_path, now):
     authority, strange = new_authority(now - 9 * DAY), new_authority(now)
     server, client = authority.serve([], now=now), ends_of(authority, keys, now)
-    forged = dataclasses.replace(ends_of(strange, keys, now), authority=authority.certificate)
+    forged = ends_of(strange, keys, now)._replace(authority=authority.certificate)
     late = ends_of(authority, keys, now - 8 * DAY, days=7)
     for pair, host in (
         ((server, forged), "localhost"),
@@ -302,7 +301,7 @@ def test_tls_refuses_a_stranger_an_expired_holder_another_host_and_a_holder_as_a
         ((server, client), "hub.example.org"),
         ((client, client), "site-a"),
         ((server, server), "localhost"),
-        ((dataclasses.replace(strange.serve([], now=now), authority=authority.certificate), client), "localhost"),
+        ((strange.serve([], now=now)._replace(authority=authority.certificate), client), "localhost"),
     ):
         with pytest.raises(ssl.SSLError):
             greet(*pair, tmp_path, host=host)

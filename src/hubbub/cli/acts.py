@@ -12,7 +12,7 @@ from hubbub.engine.commands import PART_BYTES
 from hubbub.engine.home import LOG, VARIABLE, open_log
 from hubbub.errors import InputError
 from hubbub.governance import Federation, load_keys
-from hubbub.governance.certificates import Credentials
+from hubbub.governance.certificates import End
 from hubbub.governance.enrolment import client_credentials, read_membership
 
 SECONDS = 30.0
@@ -56,17 +56,20 @@ def _remote(options: argparse.Namespace) -> Acts:
     if not options.key:
         raise InputError(f"{path}, must be used with the key that it is for, found no --key", hint="--key FILE")
     keys, membership = load_keys(Path(options.key)), read_membership(path)
-    credentials = client_credentials(keys, membership, now=int(time.time()))
+    end = client_credentials(keys, membership, now=int(time.time()))
 
     def ask(command: bytes) -> bytes:
-        return _sent(membership.address, credentials, command)
+        return _sent(membership.address, end, command)
 
     return RemoteActs(membership, path.parent, path.stem, ask)
 
 
-def _sent(address: str, credentials: Credentials, command: bytes) -> bytes:
-    from hubbub.engine.direct import Credentials as Ends
-    from hubbub.engine.direct import Tuning, send_command
-
-    ends = Ends(credentials.authority, credentials.certificate, credentials.key)
-    return send_command(address, ends, command, seconds=SECONDS, tuning=Tuning(limit=2 * PART_BYTES))
+def _sent(address: str, end: End, command: bytes) -> bytes:
+    try:
+        from hubbub.engine.direct import Credentials, Tuning, send_command
+    except ImportError as error:
+        raise InputError(
+            f"--at, must reach a coordinator over gRPC, found no module {error.name!r}; nothing sent",
+            hint="pip install 'hubbub[direct]'",
+        ) from None
+    return send_command(address, Credentials(*end), command, seconds=SECONDS, tuning=Tuning(limit=2 * PART_BYTES))

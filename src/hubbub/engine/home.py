@@ -9,7 +9,7 @@ import msgspec
 
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
-from hubbub.governance.certificates import Authority, Credentials, new_authority_key, read_authority, self_signed
+from hubbub.governance.certificates import Authority, End, new_authority_key, read_authority, self_signed
 from hubbub.participant.commitment import SALT_BYTES
 from hubbub.secagg.keys import KEY_BYTES, SigningKey
 from hubbub.tlog import Signer
@@ -85,7 +85,7 @@ def open_authority(home: Path, *, now: int) -> Authority:
     return read_authority(key, _made(home / "ca.crt", lambda: self_signed(key, now=now)))
 
 
-def server_credentials(home: Path, hosts: Iterable[str], *, now: int) -> Credentials:
+def server_credentials(home: Path, hosts: Iterable[str], *, now: int) -> End:
     """What a coordinator's end of connections needs, for hosts that others dial; the private key is in memory only.
 
     Raises:

@@ -14,6 +14,8 @@
     witnesses.py     whose cosignatures the log needs
     certificates.py  who may open a TLS connection: authority, requests, certificates
     enrolment.py     from a request to a membership
+    snp.py           what an AMD processor says of a confidential VM
+    attestation.py   what a coordinator must show of the machine below it
     retention.py     deletes what is past its last day
 
 *Trust:* whoever holds the keys of one privacy officer and of one owner can approve in their names; what they did
@@ -21,6 +23,14 @@ stands in the log, and no holder of one key alone gets anything approved.
 """
 
 from hubbub.governance.acts import Terms, terms_of
+from hubbub.governance.attestation import (
+    AttestationPolicy,
+    Attested,
+    Evidence,
+    check_attestation,
+    read_attestation_policy,
+    read_evidence,
+)
 from hubbub.governance.federation import Due, Federation, Permit, Roster
 from hubbub.governance.keys import Card, Keys, load_keys, new_keys
 from hubbub.governance.policy import Facts, SitePolicy, read_policy
@@ -29,8 +39,11 @@ from hubbub.governance.statement import decide, propose, read
 from hubbub.governance.witnesses import witness_policy
 
 __all__ = [
+    "AttestationPolicy",
+    "Attested",
     "Card",
     "Due",
+    "Evidence",
     "Facts",
     "Federation",
     "Keys",
@@ -38,11 +51,14 @@ __all__ = [
     "Roster",
     "SitePolicy",
     "Terms",
+    "check_attestation",
     "decide",
     "load_keys",
     "new_keys",
     "propose",
     "read",
+    "read_attestation_policy",
+    "read_evidence",
     "read_policy",
     "sweep",
     "terms_of",

@@ -12,7 +12,6 @@ Source:
 import datetime as dt
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import msgspec
@@ -41,9 +40,8 @@ _BEHIND: Final = dt.timedelta(days=1)
 _DAMAGED: Final = (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion, RecursionError)
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """What one end of a TLS connection needs, as PEM.
+class End(NamedTuple):
+    """What one end of a TLS connection needs, as PEM: `direct.Credentials(*end)`.
 
     Args:
         authority: Certificate of the authority that the other end's certificate must be of.
@@ -53,7 +51,10 @@ class Credentials:
 
     authority: bytes
     certificate: bytes
-    key: bytes = field(repr=False)
+    key: bytes
+
+    def __repr__(self) -> str:
+        return "End(...)"
 
 
 class Request(NamedTuple):
@@ -130,14 +131,14 @@ class Authority:
             )
         return self._sign(request.key, request.name, ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
 
-    def serve(self, hosts: Iterable[str], *, now: int) -> Credentials:
+    def serve(self, hosts: Iterable[str], *, now: int) -> End:
         """A new key and its certificate for a host that others dial under these names or addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = list(map(_host, dict.fromkeys((*hosts, "localhost", "127.0.0.1"))))
         alternative = x509.SubjectAlternativeName(names)
         usage = ExtendedKeyUsageOID.SERVER_AUTH
         certificate = self._sign(key.public_key(), "coordinator", usage, now, MOST_DAYS, (alternative,))
-        return Credentials(self.certificate, certificate, pem_key(key))
+        return End(self.certificate, certificate, pem_key(key))
 
     def _sign(
         self,

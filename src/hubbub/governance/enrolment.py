@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from hubbub.errors import InputError, RefusedError
 from hubbub.governance.acts import EnrolKey, FoundFederation, Hash, RotateKey
-from hubbub.governance.certificates import Credentials, Issued, Request, pem_key, read_certificate
+from hubbub.governance.certificates import End, Issued, Request, pem_key, read_certificate
 from hubbub.governance.federation import Federation
 from hubbub.governance.keys import Card, Hex32, Keys
 from hubbub.governance.state import Case
@@ -182,7 +182,7 @@ def write_membership(membership: Membership, path: Path) -> None:
     replace_file(path, membership.encode())
 
 
-def client_credentials(keys: Keys, membership: Membership, *, now: int) -> Credentials:
+def client_credentials(keys: Keys, membership: Membership, *, now: int) -> End:
     """What a holder's end of a connection needs; the private key is in memory only.
 
     Raises:
@@ -202,4 +202,4 @@ def client_credentials(keys: Keys, membership: Membership, *, now: int) -> Crede
             hint="hubbub enrol makes a new request, hubbub admit a new membership",
         )
     certificate, authority = membership.certificate.encode(), membership.authority.encode()
-    return Credentials(authority, certificate, pem_key(keys.transport))
+    return End(authority, certificate, pem_key(keys.transport))
