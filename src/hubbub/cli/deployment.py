@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from hubbub.cli.acts import connection
-from hubbub.engine.commands import AnyAnswer, Command, Done, Failed, read_answer
-from hubbub.engine.orders import (
+from hubbub.engine.commands import (
+    AnyAnswer,
+    Command,
+    Done,
+    Failed,
     FetchFile,
     FilePart,
     HaltRun,
@@ -25,6 +28,7 @@ from hubbub.engine.orders import (
     Started,
     Status,
     SubmitStudy,
+    read_answer,
 )
 from hubbub.errors import InputError, RefusedError
 
@@ -40,13 +44,14 @@ def coordinate(options: argparse.Namespace) -> None:
     """Run a coordinator until it is told to stop."""
     from hubbub.engine.away import Deadlines
     from hubbub.engine.coordinate import Coordinating
-    from hubbub.engine.direct import DirectServer, Spool
+    from hubbub.engine.direct import Credentials, DirectServer, Spool
     from hubbub.engine.home import server_credentials
     from hubbub.governance.enrolment import check_address
 
     home = Path(options.folder)
     deadlines = Deadlines(stage=options.stage, training=options.training, patience=options.patience)
-    credentials = server_credentials(home, [check_address(options.address), *options.host], now=int(time.time()))
+    hosts = [check_address(options.address), *options.host]
+    credentials = Credentials(*server_credentials(home, hosts, now=int(time.time())))
     with _held(home, "coordinator.lock"), _told_to_stop() as stop:
         coordinating = Coordinating(home, deadlines)
         server = DirectServer(
@@ -73,14 +78,14 @@ def _resume_here(command: Callable[[str, bytes], bytes], run: str) -> None:
 
 def join(options: argparse.Namespace) -> None:
     """Run a participant until it is told to stop."""
-    from hubbub.engine.direct import Spool, serve
+    from hubbub.engine.direct import Credentials, Spool, serve
     from hubbub.governance.enrolment import client_credentials
     from hubbub.participant.folder import SiteFolder
     from hubbub.participant.host import Host
 
     folder = SiteFolder(Path(options.folder))
     membership = folder.membership()
-    credentials = client_credentials(folder.keys(), membership, now=int(time.time()))
+    credentials = Credentials(*client_credentials(folder.keys(), membership, now=int(time.time())))
     with _held(folder.path, "site.lock"), _told_to_stop() as stop:
         host = Host(folder, lambda: int(time.time()))
         print(f"hubbub: {host.name} dials {membership.address}", file=sys.stderr, flush=True)
@@ -110,7 +115,11 @@ def _told_to_stop() -> Generator[threading.Event]:
     """An event that SIGINT and SIGTERM set; diagnostics go to standard error."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="hubbub: %(message)s")
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def tell(_number: int, _frame: object) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -161,10 +170,10 @@ def stop(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Show who is there and what goes on."""
-    from hubbub.cli import show
+    from hubbub.cli import show, show_deployment
 
     found = _asked(options, ShowStatus(), Status)
-    (show.json if options.json else show.status)(found)
+    (show.json if options.json else show_deployment.status)(found)
 
 
 def release(options: argparse.Namespace) -> None:
@@ -211,9 +220,9 @@ def _asked(options: argparse.Namespace, order: Command, kind: type[Kind]) -> Kin
 
 def _wait(options: argparse.Namespace, run: str) -> None:
     """Show how a run goes on until it does not."""
-    from hubbub.cli import show
+    from hubbub.cli import show_deployment
 
-    with show.remote_progress(run) as tell:
+    with show_deployment.progress(run) as tell:
         while True:
             told = next(one for one in _asked(options, ShowStatus(), Status).runs if one.run == run)
             tell(told)

@@ -22,14 +22,13 @@ import msgspec
 from hubbub.coordinator import Coordinator, Progress
 from hubbub.coordinator.sums import MakeSum, SecureSum, Sum
 from hubbub.engine.cosign import Cosigners
-from hubbub.engine.heads import witness_policy
 from hubbub.engine.home import Receipts
 from hubbub.engine.record import Record, events_of
 from hubbub.engine.running import Running, Secagg
 from hubbub.engine.transport import Transport
 from hubbub.errors import HubbubError, RefusedError, WaitingError
 from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
-from hubbub.governance import Federation
+from hubbub.governance import Federation, witness_policy
 from hubbub.messages import (
     Contribution,
     Done,

@@ -20,11 +20,8 @@ import msgspec
 
 from hubbub.engine.answering import Handlers, answer, log_handlers
 from hubbub.engine.away import Deadlines, SitesAway
-from hubbub.engine.commands import Done
-from hubbub.engine.cosign import Cosigners
-from hubbub.engine.folder import FORMAT, RunFacts, RunFolder
-from hubbub.engine.home import Receipts, open_coordinator_key, open_log, open_log_key
-from hubbub.engine.orders import (
+from hubbub.engine.commands import (
+    Done,
     HaltRun,
     Offer,
     OfferStudy,
@@ -34,10 +31,13 @@ from hubbub.engine.orders import (
     StudyOffers,
     SubmitStudy,
 )
+from hubbub.engine.cosign import Cosigners
+from hubbub.engine.folder import FORMAT, RunFacts, RunFolder
+from hubbub.engine.home import Receipts, open_coordinator_key, open_log, open_log_key
 from hubbub.engine.prepare import prepare_away
 from hubbub.engine.publish import release_run
 from hubbub.engine.running import Running
-from hubbub.engine.status import status_handlers
+from hubbub.engine.status import BUNDLE, status_handlers
 from hubbub.engine.transport import Transport
 from hubbub.errors import HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
@@ -200,7 +200,8 @@ class Coordinating:
         folder = self.folder(order.run)
         log = open_log(self.home)
         try:
-            release_run(folder.path, cosign=Cosigners(self.transport, log.store).cosign)
+            if not (folder.path / BUNDLE).exists():
+                release_run(folder.path, cosign=Cosigners(self.transport, log.store).cosign)
         finally:
             log.close()
         return Done()
@@ -255,7 +256,7 @@ class Coordinating:
             except HubbubError as error:
                 words = error.message
                 _log.warning("%s; %s", error.message, error.hint)
-            except Exception:  # a fault here must not end the process, which others are connected to
+            except Exception:  # noqa: BLE001, a fault here must not end the process, which others are connected to
                 words = "a fault of the coordinator; its log file says more"
                 _log.exception("run %s", running.name)
             finally:

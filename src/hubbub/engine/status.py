@@ -10,9 +10,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from hubbub.accounting.ledger import Accounts
-from hubbub.engine.commands import PART_BYTES, Answer
+from hubbub.engine.commands import PART_BYTES, Answer, FetchFile, FilePart, RunStatus, ShowStatus, Status
 from hubbub.engine.folder import RunFolder
-from hubbub.engine.orders import FetchFile, FilePart, RunStatus, ShowStatus, Status
 from hubbub.engine.transport import Transport
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog

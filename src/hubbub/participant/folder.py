@@ -5,6 +5,7 @@
     studies/     studies that its owner has read; the only code that may run here, found by hash
     salt         of its data commitments
     memory.db    its copy of the log, its mark, its charges; witness.db: what it has cosigned
+    recover      there while its owner wants the recovery; recovered: what that charged
     refusals     what it refused and why, one line of JSON each
 
 *Trust:* whoever can write here is this participant.
@@ -14,6 +15,7 @@ import json
 import os
 import secrets
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +28,11 @@ from hubbub.governance.attestation import AttestationPolicy, read_attestation_po
 from hubbub.governance.enrolment import Membership, read_membership
 from hubbub.governance.policy import SitePolicy, read_policy
 from hubbub.participant.commitment import SALT_BYTES
+from hubbub.participant.log_view import Mark
 from hubbub.study import Study
 from hubbub.study.store import find_study
 
-SITE = "site.toml"
+SITE, RECOVER = "site.toml", "recover"
 DATA = "HUBBUB_DATA"
 """Variable by which a study's `data()` finds the records of the site that it runs at."""
 
@@ -119,6 +122,21 @@ class SiteFolder:
             CodeError: Its owner has put no such study there.
         """
         return find_study(self.path / self.settings.studies, study_hash, code_hash)
+
+    @property
+    def wants_recovery(self) -> bool:
+        """Whether its owner asked for the recovery, and it was not made yet."""
+        return (self.path / RECOVER).exists()
+
+    def ask_recovery(self) -> None:
+        """Have the next start take the maximum of memory and log."""
+        (self.path / RECOVER).touch()
+
+    def note_recovery(self, lost: Sequence[Mark]) -> None:
+        """Write down that the recovery was made, and what it charged."""
+        with (self.path / "recovered").open("a") as file:
+            file.write(json.dumps(lost) + "\n")
+        (self.path / RECOVER).unlink()
 
     def note_refusal(self, error: HubbubError, code: str, now: int) -> None:
         """Write down what was refused, for the owner."""

@@ -61,7 +61,7 @@ from hubbub.secagg.keys import sha256
 from hubbub.secagg.messages import Envelope, read
 from hubbub.study import Lock, Slots, Study, conform
 from hubbub.study.code import call
-from hubbub.tlog import Signer, Witness
+from hubbub.tlog import Checkpoint, Signer, Witness
 from hubbub.tlog.checkpoint import parse_checkpoint
 from hubbub.tlog.keys import COSIGNATURE
 from hubbub.tlog.note import parse_note
@@ -183,6 +183,8 @@ class Host:
     def _follow(self, opening: Opening) -> None:
         """Take in what the log says by now; what a session is opened under is the last head that was shown."""
         self._shown = None
+        if self._folder.wants_recovery:
+            self._folder.note_recovery(self.guard.recover(opening, self._clock()))
         head = self.guard.follow(opening, self._clock()).checkpoint
         self._shown = Opening(opening.checkpoint, head.size, (), opening.receipt)
 
@@ -238,7 +240,7 @@ class Host:
             evidence,
             self._folder.attestation(),
             coordinator_key=self._coordinator,
-            head=self._memory.checkpoint(self._log.name, size),
+            head=Checkpoint(self._log.name, size, self._memory.root(size)),
             now=dt.datetime.fromtimestamp(self._clock(), dt.UTC),
         )
         if attested is not None:
