@@ -38,7 +38,7 @@ from hubbub.engine.prepare import prepare_away
 from hubbub.engine.publish import release_run
 from hubbub.engine.running import Running
 from hubbub.engine.status import BUNDLE, status_handlers
-from hubbub.engine.transport import Transport
+from hubbub.engine.transport import InProcess, Transport
 from hubbub.errors import HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
@@ -86,7 +86,7 @@ class Coordinating:
         self._current: _Current | None = None
         self.words: dict[str, str] = {}
         """Why a run does not go on."""
-        self._transport: Transport | None = None
+        self._transport: Transport = InProcess({})  # nobody, until a carrier is attached
         self._handlers: Handlers = {
             **log_handlers(self._logs[0], self._log_key, clock),
             **status_handlers(self, self._logs[1]),
@@ -127,7 +127,6 @@ class Coordinating:
     @property
     def transport(self) -> Transport:
         """How participants are reached."""
-        assert self._transport is not None  # noqa: S101, attached before anybody can ask
         return self._transport
 
     @property

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -24,6 +24,7 @@ READABLE: Final = frozenset({"plan.json", "study.json", "claim.json", "metrics.j
 BUNDLE: Final = "bundle"
 
 
+@runtime_checkable
 class Coordinator(Protocol):
     """What is asked about."""
 
