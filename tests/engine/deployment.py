@@ -7,7 +7,6 @@ between hosts.
 import secrets
 import shutil
 import time
-import tomllib
 
 import msgspec
 
@@ -160,7 +159,8 @@ class Deployment:
         self.keys[name].save(site / "node.key")
         self.admit(name, site / "node.membership")
         (site / "site.toml").write_text(
-            '[site]\nkey = "node.key"\nmembership = "node.membership"\ndata = "data"\n[policy]\npurposes = ["research"]\n'
+            '[site]\nkey = "node.key"\nmembership = "node.membership"\ndata = "data"\n'
+            '[policy]\npurposes = ["research"]\n'
         )
         shutil.copytree(self.study_folder, site / "studies" / "away")
 

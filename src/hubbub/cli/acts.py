@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from hubbub.cli.budget import chosen_home
 from hubbub.engine.acts import Acts, LocalActs
-from hubbub.engine.commands import PART_BYTES
+from hubbub.engine.commands import PART_BYTES, AnyAnswer, Command, Failed, read_answer
 from hubbub.engine.home import LOG, VARIABLE, open_log
 from hubbub.errors import InputError
 from hubbub.governance import Federation, load_keys
 from hubbub.governance.enrolment import client_credentials, read_membership
 
+Kind = TypeVar("Kind", bound=AnyAnswer)
 SECONDS = 30.0
 """How long a coordinator may take to answer."""
 
@@ -78,3 +80,20 @@ def connection(options: argparse.Namespace) -> Callable[[bytes], bytes]:
         return send_command(membership.address, credentials, command, seconds=SECONDS, tuning=tuning)
 
     return ask
+
+
+def asked(options: argparse.Namespace, order: Command, kind: type[Kind]) -> Kind:
+    """Ask the coordinator that `--at` is about; what it refuses is raised here.
+
+    Raises:
+        HubbubError: It refuses, does not answer, or answers something else.
+    """
+    answer = read_answer(connection(options)(order.encode()))
+    if isinstance(answer, Failed):
+        raise answer.error()
+    if not isinstance(answer, kind):
+        raise InputError(
+            f"coordinator, must answer what it was asked, found {type(answer).__name__}",
+            hint="both sides must run the same version",
+        )
+    return answer

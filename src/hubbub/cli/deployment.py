@@ -10,12 +10,10 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
-from hubbub.cli.acts import connection
+from hubbub.cli.acts import asked
 from hubbub.engine.commands import (
-    AnyAnswer,
-    Command,
     Done,
     Failed,
     FetchFile,
@@ -32,7 +30,6 @@ from hubbub.engine.commands import (
 )
 from hubbub.errors import InputError, RefusedError
 
-Kind = TypeVar("Kind", bound=AnyAnswer)
 EVERY = 0.5
 """Seconds between looks at a run that is waited for."""
 
@@ -150,7 +147,7 @@ def submit(options: argparse.Namespace) -> None:
     assert study.lock is not None  # noqa: S101, there is a plan
     lock = (study.lock_path or Path()).read_bytes()
     order = SubmitStudy(study_hash=plan.study_hash, code_hash=plan.code_hash, plan_hash=plan.hash, lock=lock)
-    started = _asked(options, order, Started)
+    started = asked(options, order, Started)
     print(started.run)
     if options.wait:
         _wait(options, started.run)
@@ -158,13 +155,13 @@ def submit(options: argparse.Namespace) -> None:
 
 def resume(options: argparse.Namespace) -> None:
     """Have a run go on."""
-    started = _asked(options, ResumeRun(options.folder), Started)
+    started = asked(options, ResumeRun(options.folder), Started)
     print(f"run {started.run} goes on")
 
 
 def stop(options: argparse.Namespace) -> None:
     """Have a run halted after its attempt."""
-    _asked(options, HaltRun(options.folder), Done)
+    asked(options, HaltRun(options.folder), Done)
     print(f"run {options.folder} is halted after the attempt that goes on; it stays reserved")
 
 
@@ -172,7 +169,7 @@ def status(options: argparse.Namespace) -> None:
     """Show who is there and what goes on."""
     from hubbub.cli import show, show_deployment
 
-    found = _asked(options, ShowStatus(), Status)
+    found = asked(options, ShowStatus(), Status)
     (show.json if options.json else show_deployment.status)(found)
 
 
@@ -181,8 +178,8 @@ def release(options: argparse.Namespace) -> None:
     out = Path(options.out or f"{options.folder}-bundle")
     if out.exists():
         raise InputError(f"{out}, must be a new folder, found one that is there; nothing released", hint="--out DIR")
-    _asked(options, ReleaseRun(options.folder), Done)
-    names = _asked(options, FetchFile(options.folder, "bundle", 0), FilePart).names
+    asked(options, ReleaseRun(options.folder), Done)
+    names = asked(options, FetchFile(options.folder, "bundle", 0), FilePart).names
     for name in names:
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,22 +197,10 @@ def fetch(options: argparse.Namespace) -> None:
 def _fetched(options: argparse.Namespace, run: str, name: str) -> bytes:
     data = b""
     while True:
-        part = _asked(options, FetchFile(run, name, len(data)), FilePart)
+        part = asked(options, FetchFile(run, name, len(data)), FilePart)
         data += part.data
         if part.is_last:
             return data
-
-
-def _asked(options: argparse.Namespace, order: Command, kind: type[Kind]) -> Kind:
-    answer = read_answer(connection(options)(order.encode()))
-    if isinstance(answer, Failed):
-        raise answer.error()
-    if not isinstance(answer, kind):
-        raise InputError(
-            f"coordinator, must answer what it was asked, found {type(answer).__name__}",
-            hint="both sides must run the same version",
-        )
-    return answer
 
 
 def _wait(options: argparse.Namespace, run: str) -> None:
@@ -224,7 +209,7 @@ def _wait(options: argparse.Namespace, run: str) -> None:
 
     with show_deployment.progress(run) as tell:
         while True:
-            told = next(one for one in _asked(options, ShowStatus(), Status).runs if one.run == run)
+            told = next(one for one in asked(options, ShowStatus(), Status).runs if one.run == run)
             tell(told)
             if told.state != "running":
                 break
