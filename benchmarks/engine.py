@@ -21,14 +21,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peers
-from goals import Result, finish, machine
+from goals import Result, finish, machine, shown
 
 FOLDER = Path(__file__).resolve().parent / "engines"
 sys.path.insert(0, str(FOLDER))
@@ -106,20 +106,19 @@ def busy(played: Played) -> float:
 
 
 def show(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> None:
-    print(f"\n{workload.name}, images of {source(workload)}: medians and ranges")
-    print(
-        f"  {'':18} {'ms per round':>28} {'measuring':>10} {'CPU ms':>9} {'first round, s':>18} {'GiB above import':>18}"
-    )
+    columns: dict[str, Callable[[Played], float]] = {
+        "ms per round": milliseconds,
+        "CPU ms": busy,
+        "ms measuring": lambda played: 1000 * statistics.median(played["measuring"][1:]),
+        "first round, s": lambda played: played["at"][0],
+        "GiB above import": lambda played: played["grown"],
+    }
+    print(f"\n{workload.name}, images of {source(workload)}: medians and ranges over {len(turns['hubbub'])} turns")
+    print(f"  {'':18}", *(name.ljust(24) for name in columns))
     for name, played in turns.items():
-        times = [milliseconds(one) for one in played]
-        measuring = [1000 * statistics.median(one["measuring"][1:]) for one in played]
-        firsts, grown = [one["at"][0] for one in played], [one["grown"] for one in played]
-        print(
-            f"  {name:18} {statistics.median(times):10.1f} ({min(times):.1f} to {max(times):.1f})".ljust(50),
-            f"{statistics.median(measuring):9.1f} {statistics.median(map(busy, played)):9.1f} {statistics.median(firsts):10.1f} ({min(firsts):.1f} to",
-            f"{max(firsts):.1f}) {statistics.median(grown):10.2f}",
-            flush=True,
-        )
+        cells = [[column(one) for one in played] for column in columns.values()]
+        texts = [f"{shown(statistics.median(cell))} ({shown(min(cell))} to {shown(max(cell))})" for cell in cells]
+        print(f"  {name:18}", *(text.ljust(24) for text in texts), flush=True)
 
 
 def ratios(over: Sequence[Played], under: Sequence[Played]) -> list[float]:
