@@ -9,7 +9,7 @@ shares at all sites, three quarters of which rebuild, or with --plain its defaul
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import ipaddress
 import json
 import os
@@ -50,7 +50,7 @@ def flower_rounds(*, secure: bool, sites: int = 4, dimension: int = 100_000, rou
 
 def make_certificates(folder: Path) -> None:
     """An authority and a server certificate for 127.0.0.1."""
-    now, keys, names = datetime.datetime.now(datetime.UTC), {}, {}
+    now, keys, names = dt.datetime.now(dt.UTC), {}, {}
     for part in ("ca", "server"):
         keys[part] = ec.generate_private_key(ec.SECP256R1())
         names[part] = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"benchmark {part}")])
@@ -60,8 +60,8 @@ def make_certificates(folder: Path) -> None:
             .issuer_name(names["ca"])
             .public_key(keys[part].public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=part == "ca", path_length=None), critical=True)
         )
         if part == "server":
