@@ -52,6 +52,8 @@ BITES = {
     (LogGuard, "_check_continues", believe_entries): {"other_history"},
     (LogGuard, "_check_log", passes): {"other_head"},
     (LogGuard, "_check_reservation", believe_reservation): {"other_plan"},
+    (LogGuard, "_check_whole", passes): {"cheap_reservation"},
+    (LogGuard, "_check_budget", passes): {"overspent"},
     (LogGuard, "_check_permission", passes): {"stopped_run"},
     (LogGuard, "_check_roster", believe_roster): {"sybil_org"},
     (LogGuard, "_check_organisations", passes): {"alone"},

@@ -207,6 +207,11 @@ def _add_budget_commands(commands: Any) -> None:
         help="who a new budget protects (default: example)",
     )
     grant.add_argument(
+        "--gaussian",
+        action="store_true",
+        help="make a budget for Gaussian noise without sampling only, which costs less there",
+    )
+    grant.add_argument(
         "--plan",
         metavar="STUDY",
         action="append",

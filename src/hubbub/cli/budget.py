@@ -52,8 +52,10 @@ def _grant(name: str, before: BudgetGranted | None, options: argparse.Namespace)
         plans = [_planned(study) for study in options.plan]
         return schedule_grant(name, plans, options.epsilon, options.delta)
     if before is not None:
-        return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order)
-    return filter_grant(name, options.unit, options.epsilon, options.delta)
+        kind = "gaussian" if before.kind == "gaussian" else "filter"
+        return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order, kind=kind)
+    kind = "gaussian" if options.gaussian else "filter"
+    return filter_grant(name, options.unit, options.epsilon, options.delta, kind=kind)
 
 
 def _matching(pattern: str, known: dict[str, BudgetGranted]) -> list[str]:

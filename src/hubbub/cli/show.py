@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hubbub.accounting.ledger import Forecast, Statement
+from hubbub.accounting.accounts import Statement
+from hubbub.accounting.ledger import Forecast
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Watch

@@ -6,8 +6,7 @@ In a sandbox nobody is asked: datasets have the participants' names, and budgets
 import time
 from collections.abc import Mapping
 
-from hubbub.accounting.grants import filter_grant
-from hubbub.accounting.ledger import Accounts
+from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted
@@ -120,14 +119,12 @@ class Permission:
         return {held[name]: name for name in self._commitments}
 
     def _granted(self, account: str) -> list[BudgetGranted]:
-        budget, before = self.federation.budgets[account], self._log.fold(Accounts).grants.get(account)
-        if before is not None and (before.kind, before.unit, before.delta) != ("filter", budget.unit, budget.delta):
+        before = self._log.fold(Accounts).grants.get(account)
+        granted = owners_grant(self.federation, account, before)
+        if before is not None and any(getattr(before, name) != getattr(granted, name) for name in FIXED):
             raise RefusedError(
                 f"{account[:12]}, must have the budget that its owner registered, found a {before.kind} at "
                 f"delta {before.delta:g}; nothing trained, nothing spent",
                 hint="register the dataset again, under an id of its own",
             )
-        if before is not None and before.epsilon == budget.epsilon:
-            return []
-        order = before.order if before is not None else None
-        return [filter_grant(account, budget.unit, budget.epsilon, budget.delta, order=order)]
+        return [] if before == granted else [granted]

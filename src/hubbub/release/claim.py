@@ -8,7 +8,7 @@ import msgspec
 
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
 from hubbub.accounting.grants import repeated
-from hubbub.accounting.ledger import Accounts, Statement
+from hubbub.accounting.accounts import Accounts, Statement
 from hubbub.errors import VerificationError
 from hubbub.events import (
     AnyEvent,
