@@ -1,8 +1,10 @@
-"""What a federation says of a run: whether it may begin, on whose budgets, whether it must wait or end.
+"""What a federation and each site say of a run: whether it may begin, on whose budgets, whether it must wait or end.
 
-In a sandbox nobody is asked: datasets have the participants' names, and budgets grant themselves.
+In a sandbox no federation is asked: datasets have the participants' names, and budgets grant themselves. A site's own
+policy, `sites/NAME.toml` in the home, is asked everywhere, after the federation: it can only forbid.
 """
 
+import datetime as dt
 import time
 from collections.abc import Mapping
 
@@ -10,7 +12,7 @@ from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted
-from hubbub.governance import Federation, terms_of
+from hubbub.governance import Facts, Federation, read_policy, terms_of
 from hubbub.planning import Plan
 from hubbub.study.config import Settings
 
@@ -68,10 +70,13 @@ class Permission:
         """Refuse a run that may not begin; else what owners granted and the ledger does not know yet.
 
         Raises:
-            RefusedError: Not approved, or not on these bytes; nothing trained, nothing spent.
+            RefusedError: Not approved, or not on these bytes, or against a site's own policy; nothing trained, nothing
+                spent.
+            InputError: A site's policy cannot be read.
         """
         federation = self.federation
         if federation.is_sandbox:
+            self._ask_sites()
             return []
         federation.may_run(
             plan_hash=self._plan.hash,
@@ -82,6 +87,7 @@ class Permission:
             terms=terms_of(self._settings, minimum=self._plan.minimum),
             now=now(),
         )
+        self._ask_sites()
         return [grant for key in dict.fromkeys(self.accounts() or ()) for grant in self._granted(key)]
 
     def check_going_on(self, run: str, after_round: int) -> None:
@@ -104,6 +110,23 @@ class Permission:
                     f"run {run}, waits for a review after round {review}; nothing more asked, it stays reserved",
                     hint=f"hubbub propose review {run} {review} --key FILE, then hubbub resume",
                 )
+
+    def _ask_sites(self) -> None:
+        """Refuse what one of the sites does not want, though everybody else agreed."""
+        federation, settings = self.federation, self._settings
+        facts = Facts(
+            federation=federation.id,
+            epsilon=self._plan.epsilon,
+            minimum=self._plan.minimum,
+            purpose=settings.study.purpose,
+            code_hash=self._plan.code_hash,
+            peers=frozenset(card.key_id for card in federation.roster().members),
+        )
+        today = dt.datetime.fromtimestamp(now(), dt.UTC).date()
+        for name in self._commitments:
+            path = self._log.path.parent / "sites" / f"{name}.toml"
+            if path.exists():
+                read_policy(path).check(facts, today=today)
 
     def _datasets(self) -> dict[str, str]:
         """The newest dataset of each participant, with its name."""

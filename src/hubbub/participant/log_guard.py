@@ -103,8 +103,7 @@ class LogGuard:
         self._admitted = None
         head = self.follow(opening, now)
         self._check_log(session, head.checkpoint)
-        reservation = self._check_reservation(session)
-        self._check_whole(reservation, planned)
+        reservation = self._check_reservation(session, planned)
         self._check_charged(session, reservation)
         self._check_permission(session, reservation, now)
         self._check_budget(reservation)
@@ -257,7 +256,8 @@ class LogGuard:
             is_same, "must be asked into a session bound to the head it is shown", "another log, size or root"
         )
 
-    def _check_reservation(self, session: Session) -> Reservation:
+    def _check_reservation(self, session: Session, planned: BudgetReserved) -> Reservation:
+        """What is set aside is what the plan costs: neither fewer attempts nor events that cost less."""
         reservation = self._view.reservations.get(session.run)
         if reservation is None:
             raise self._refusal(f"must find its run's reservation at entry {session.run}", "none")
@@ -265,15 +265,11 @@ class LogGuard:
         self._require(
             event.plan_hash == session.plan.hex(), "must find the plan that it knows reserved", "another plan"
         )
+        whole = msgspec.structs.replace(planned, run=event.run, datasets=event.datasets)
+        self._require(event == whole, "must find its plan reserved at its whole cost", "another reservation")
         self._require(self._site.account in event.datasets, "must find its own budget among those reserved", "others")
         self._require(not reservation.is_settled, "must find the run's reservation open", "it settled")
         return reservation
-
-    def _check_whole(self, reservation: Reservation, planned: BudgetReserved) -> None:
-        """What is set aside is what the plan costs: neither fewer attempts nor events that cost less."""
-        event = reservation.event
-        whole = msgspec.structs.replace(planned, run=event.run, datasets=event.datasets)
-        self._require(event == whole, "must find its plan reserved at its whole cost", "another reservation")
 
     def _check_budget(self, reservation: Reservation) -> None:
         """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
