@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from hubbub.accounting import gaussian
 from hubbub.accounting.accounts import Accounts
-from hubbub.accounting.epsilon import rdp_epsilon
+from hubbub.accounting.epsilon import epsilon, rdp_epsilon
 from hubbub.accounting.grants import composed, filter_grant, repeated, sandbox_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger, admit
 from hubbub.errors import BudgetError, InputError, VerificationError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetReserved, BudgetSettled, encode_event
+from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, encode_event
 
 DELTA = 1e-5
 
@@ -305,10 +305,10 @@ def test_a_gaussian_filter_adds_up_squares_and_admits_what_renyi_would_not(ledge
         ledger.reserve(reservation("r4", attempts=30, dp_event=plain(4.0)))
 
 
-@given(noises=st.lists(st.floats(1.0, 30.0), min_size=1, max_size=12), epsilon=st.floats(0.3, 6.0))
+@given(noises=st.lists(st.floats(1.0, 30.0), min_size=1, max_size=12), budget=st.floats(0.3, 6.0))
 @settings(max_examples=60, deadline=None)
-def test_whatever_is_admitted_one_after_the_other_stays_below_mu(noises, epsilon):
-    grant = filter_grant("heart", "example", epsilon, DELTA, kind="gaussian")
+def test_whatever_is_admitted_one_after_the_other_stays_below_mu(noises, budget):
+    grant = filter_grant("heart", "example", budget, DELTA, kind="gaussian")
     accounts = Accounts({"heart": grant})
     for at, z in enumerate(noises):
         run = reservation(f"r{at}", attempts=1, dp_event=plain(z), inflation=0.0)
@@ -316,7 +316,7 @@ def test_whatever_is_admitted_one_after_the_other_stays_below_mu(noises, epsilon
             admit(accounts, run, home="")
             accounts.apply(run)
     squares = sum(1 / run.reserved.dp_event["noise_multiplier"] ** 2 for run in accounts.runs.values())
-    assert gaussian.delta(epsilon, squares**0.5) <= DELTA * (1 + 1e-9)
+    assert gaussian.delta(budget, squares**0.5) <= DELTA * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("dp_event", [event(), {"@": "ZCDpEvent", "rho": 0.01, "xi": 0.0}])
@@ -339,8 +339,33 @@ def test_attempts_never_opened_return_to_a_gaussian_filter(ledger):
 
 def test_a_filter_does_not_become_a_gaussian_one(ledger):
     ledger.grant([filter_grant("heart", "example", 8.0, DELTA)])
-    with pytest.raises(BudgetError, match="heart: kind, is fixed when a budget is made, found 'gaussian' after 'filter'"):
+    with pytest.raises(
+        BudgetError, match="heart: kind, is fixed when a budget is made, found 'gaussian' after 'filter'"
+    ):
         ledger.grant([filter_grant("heart", "example", 9.0, DELTA, kind="gaussian")])
+
+
+# --- had it been planned ---
+
+
+def test_what_runs_would_have_cost_in_advance_is_told_and_admits_nothing(ledger):
+    ledger.grant([filter_grant("heart", "example", 8.0, DELTA), filter_grant("lungs", "example", 8.0, DELTA)])
+    assert ledger.accounts().planned("heart") == 0.0
+    runs = [reservation(f"r{at}", dp_event=event(z=2.0 + at)) for at in range(3)]
+    for run in runs:
+        ledger.reserve(run)
+    told = ledger.accounts().planned("heart")
+    exact = epsilon([repeated(run.dp_event, run.attempts) for run in runs], DELTA).epsilon
+    assert exact <= told <= 1.01 * exact
+    assert told < spent(ledger)
+    assert ledger.accounts().planned("heart") == told
+    assert ledger.accounts().planned("nobody's") is None
+
+
+def test_without_noise_no_plan_would_have_helped(ledger):
+    ledger.reserve(reservation(dp_event=NOT_PRIVATE), sandbox_delta=DELTA)
+    ledger.reserve(reservation("r2"), sandbox_delta=DELTA)
+    assert ledger.accounts().planned("heart") is None
 
 
 # --- logs that no ledger wrote ---
@@ -351,7 +376,9 @@ def test_a_log_that_changes_what_a_grant_rests_on_is_refused(change):
     grant, accounts = filter_grant("heart", "example", 3.0, DELTA), Accounts()
     accounts.apply(grant)
     accounts.apply(msgspec.structs.replace(grant, epsilon=4.0))
-    with pytest.raises(VerificationError, match="budget of heart, keeps kind, unit, delta, order for ever, found another"):
+    with pytest.raises(
+        VerificationError, match="budget of heart, keeps kind, unit, delta, order for ever, found another"
+    ):
         accounts.apply(msgspec.structs.replace(grant, **change))
 
 

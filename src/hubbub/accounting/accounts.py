@@ -5,12 +5,11 @@ Events are stored, never epsilons; what a dataset has spent is computed from the
 *Trust:* a fold of what a log holds: it refuses what no ledger writes, and believes the rest.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from hubbub.accounting.grants import Use, composed, filter_grant, is_private
+from hubbub.accounting.grants import Use, composed, filter_grant, is_private, planned
 from hubbub.errors import VerificationError
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
 from hubbub.governance import Federation
@@ -124,6 +123,16 @@ class Accounts:
         key = self.key(dataset)
         if key not in self._costs:
             self._costs[key] = composed(self.grants[dataset], self.uses(dataset))
+        return self._costs[key]
+
+    def planned(self, dataset: str) -> float | None:
+        """What a dataset's runs would have cost, had all been planned in advance; None if infinite."""
+        is_bounded = dataset in self.grants and self.statement(dataset).epsilon_spent is not None
+        if not is_bounded:
+            return None
+        key = b"planned|" + self.key(dataset)
+        if key not in self._costs:
+            self._costs[key] = planned(self.grants[dataset], self.uses(dataset))
         return self._costs[key]
 
     def statement(self, dataset: str) -> Statement:

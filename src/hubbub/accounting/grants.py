@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from hubbub.accounting.epsilon import ORDERS, epsilon, gdp_epsilon, rdp_epsilon
+from hubbub.accounting.epsilon import ORDERS, SEARCH, epsilon, gdp_epsilon, rdp_epsilon
 from hubbub.errors import InputError
 from hubbub.events import BudgetGranted, BudgetReserved, EventDocument
 
@@ -43,6 +43,16 @@ def composed(grant: BudgetGranted, uses: Sequence[Use]) -> float:
     if grant.kind == "gaussian":
         return gdp_epsilon(events, delta) + 2 * h
     return rdp_epsilon(events, delta, grant.order)[0] + 2 * h
+
+
+def planned(grant: BudgetGranted, uses: Sequence[Use]) -> float:
+    """Epsilon of the same runs by privacy loss distributions: what they would cost, had all been fixed in advance.
+
+    For reading only: of runs that were chosen one after the other it is no bound, and nothing is admitted by it.
+    """
+    h = math.fsum(reserved.inflation for reserved, _ in uses)
+    events = [repeated(reserved.dp_event, count) for reserved, count in uses if count]
+    return epsilon(events, grant.delta * math.exp(-h), interval=SEARCH).epsilon + 2 * h if events else 0.0
 
 
 def repeated(dp_event: EventDocument, count: int) -> EventDocument:

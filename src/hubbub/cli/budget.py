@@ -17,7 +17,9 @@ from hubbub.governance import Federation
 def show(options: argparse.Namespace) -> None:
     """Show what each dataset has spent, and has left."""
     ledger = Ledger(_log(options))
-    view.statements(ledger.statements(), as_json=options.json)
+    lines, accounts = ledger.statements(), ledger.accounts()
+    planned = {line.dataset: accounts.planned(line.dataset) for line in lines} if options.planned else None
+    view.statements(lines, as_json=options.json, planned=planned)
 
 
 def history(options: argparse.Namespace) -> None:

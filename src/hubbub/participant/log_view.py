@@ -6,7 +6,15 @@
 from dataclasses import dataclass, field
 
 from hubbub.accounting.accounts import Accounts, check_granted
-from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, RoundClosed, RoundFailed
+from hubbub.events import (
+    AnyEvent,
+    BudgetCharged,
+    BudgetGranted,
+    BudgetReserved,
+    BudgetSettled,
+    RoundClosed,
+    RoundFailed,
+)
 from hubbub.governance import Federation
 
 Attempt = tuple[int, int]
@@ -57,8 +65,8 @@ class LogView:
         """Take one more entry in.
 
         Raises:
-            VerificationError: An act that was not valid where it stands, a grant that no owner made, or accounts that no
-                ledger wrote.
+            VerificationError: An act that was not valid where it stands, a grant that no owner made, or accounts that
+                no ledger wrote.
         """
         index = self.federation.entries
         if isinstance(event, BudgetGranted):

@@ -40,6 +40,9 @@ from hubbub.release.model_signing import fingerprint, read_public_key, verify_fo
 from hubbub.tlog import Policy, tiles, verify_checkpoint
 from hubbub.tlog.policy import parse_policy
 
+COMPUTED = "recomputed claim"
+"""The check that epsilon and everything else that is claimed follow from the log."""
+
 Document = TypeVar("Document")
 Kind = TypeVar("Kind")
 
@@ -61,7 +64,8 @@ def verify_bundle(
         folder: The bundle.
         policy: Whose keys are believed, from somewhere else than the bundle; None believes the bundle's own.
         now: POSIX seconds, to refuse cosignatures older than a day; None: of any age.
-        recompute: Whether to compute plan and epsilon again (seconds), or to check all but that.
+        recompute: Whether to compute plan and epsilon again (seconds), the run's room in its budgets too, or to check
+            all but that.
 
     Raises:
         VerificationError: The first thing that does not add up.
@@ -91,7 +95,7 @@ def verify_bundle(
 
     yield Check("plan", _check_run(events, released, plan, facts))
     yield Check("acts", _check_acts(events, released, plan, facts))
-    yield Check("budget", _check_budget(events, released.run))
+    yield Check("budget", _check_budget(events, released.run, recompute=recompute))
     _require(claim.certifiable and claim.epsilon_spent is not None, "claim", "must be of noise that nobody can repeat")
     if recompute:
         _require(plan_from(facts.settings, facts.lock) == plan, "plan", "must follow from the settings and sizes")
@@ -99,7 +103,7 @@ def verify_bundle(
         again = claim_from_log(events, released.run, plan, facts.settings)
         by = f"must be what follows from the log, by {claim.accountant}; here {again.accountant}"
         _require(claim == again, "claim", by)
-        yield Check("recomputed claim", f"epsilon {_number(again.epsilon_spent)} at delta {again.delta:g}, the same")
+        yield Check(COMPUTED, f"epsilon {_number(again.epsilon_spent)} at delta {again.delta:g}, the same")
     return claim
 
 
@@ -197,7 +201,7 @@ def _check_permit(
         )
 
 
-def _check_budget(events: Sequence[AnyEvent], run: str) -> str:
+def _check_budget(events: Sequence[AnyEvent], run: str, *, recompute: bool) -> str:
     """Fold every charge; a round is charged before it is closed, and no owner's grant is invented or overdrawn."""
     accounts, federation = Accounts(), Federation()
     for event in events:
@@ -208,7 +212,7 @@ def _check_budget(events: Sequence[AnyEvent], run: str) -> str:
         with _as_failure("budget"):
             if isinstance(event, BudgetGranted):
                 check_granted(event, accounts, federation)
-            if _is_of(event, run, BudgetReserved):
+            if _is_of(event, run, BudgetReserved) and recompute:
                 admit(accounts, event, home="")
             accounts.apply(event)
         federation.apply(event)
