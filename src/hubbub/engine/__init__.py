@@ -6,8 +6,10 @@
     record.py      a run's events, into log and directory
     permission.py  what a federation says of a run
     federation.py  everybody's keys, where everybody lives in one process
-    embedded.py    `run`, `resume`, `stop`: drives coordinator and participants
-    transport.py   the seam between a coordinator and its participants: one question to many
+    transport.py   the seam between coordinator and participants: one question to many
+    direct/        a carrier: gRPC over mutual TLS, dialled by the participants
+    running.py     one run from reservation to claim, wherever its participants are
+    embedded.py    `run`, `resume`, `stop`: everybody in this process
     heads.py       signed heads of the log, and those that witnesses have cosigned
     publish.py     `release_run`: gate, log entry, quorum, bundle
 
@@ -22,14 +24,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hubbub.engine.embedded import RunResult, resume, run, stop
+    from hubbub.engine.embedded import resume, run, stop
     from hubbub.engine.prepare import check, plan
     from hubbub.engine.publish import release_run
+    from hubbub.engine.running import RunResult
 
 __all__ = ["RunResult", "check", "plan", "release_run", "resume", "run", "stop"]
 
 _FILES = {
-    "RunResult": "hubbub.engine.embedded",
+    "RunResult": "hubbub.engine.running",
     "check": "hubbub.engine.prepare",
     "plan": "hubbub.engine.prepare",
     "release_run": "hubbub.engine.publish",
