@@ -266,7 +266,7 @@ class Host:
                 hint="show the newest head first",
             )
         session = read(Session, read(Envelope, message.payload).body)
-        roster = self.guard.check(shown, session, self._clock())
+        roster = self.guard.check(shown, session, self._clock(), joined.plan.reservation(message.run))
         self._admit(joined)
         if joined.participant is None or joined.roster != roster.hash:
             joined.participant, joined.roster = self._participant(joined, roster), roster.hash
