@@ -1,14 +1,13 @@
 """What a participant asks of a run before it takes part, besides what `LogGuard` asks of each session.
 
-    approved on these very bytes and records -> reserved as its plan says -> paid for by a budget that is the owner's
+    approved on these very bytes and records -> reserved as its plan says
 
 All of it is read from the site's own copy of the log. The site's own policy comes on top and can only forbid.
 
 *Trust:* none of its own: it compares what the log says with what the site knows.
 """
 
-from hubbub.accounting.ledger import Accounts
-from hubbub.errors import BudgetError, RefusedError
+from hubbub.errors import RefusedError
 from hubbub.governance import Facts, Federation, terms_of
 from hubbub.participant.log_view import LogView
 from hubbub.planning import Plan
@@ -68,31 +67,4 @@ def check_reserved(view: LogView, run: str, plan: Plan, account: str) -> None:
             f"run {run}, must stand reserved on this site's budget exactly as its plan costs, found otherwise; "
             "nothing trained, nothing sent",
             hint="keep the log as evidence and report the coordinator",
-        )
-
-
-def check_budget(accounts: Accounts, federation: Federation, account: str) -> None:
-    """Refuse a run that this site's budget does not admit, as the site itself adds it up from its copy of the log.
-
-    Args:
-        accounts: The fold of all that the site's copy holds.
-        federation: Likewise.
-        account: Name of the site's budget.
-
-    Raises:
-        BudgetError: The ledger's budget is another than the owner signed, or everything reserved exceeds it.
-    """
-    grant, signed = accounts.grants.get(account), federation.budgets.get(account)
-    ours = None if signed is None else (signed.unit, signed.epsilon, signed.delta)
-    if grant is None or (grant.unit, grant.epsilon, grant.delta) != ours:
-        raise BudgetError(
-            f"{account[:12]}, must have in the ledger the budget that its owner signed, found another; "
-            "nothing trained, nothing sent",
-            hint="keep the log as evidence and report the coordinator",
-        )
-    if (spent := accounts.spent(account)) > grant.epsilon:
-        raise BudgetError(
-            f"{account[:12]}, has a budget of epsilon {grant.epsilon:g} at delta {grant.delta:g}, "
-            f"found {spent:.4f} reserved and spent; nothing trained, nothing sent",
-            hint="hubbub propose budget DATASET --epsilon E --key FILE",
         )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from hubbub.accounting.ledger import Accounts
 from hubbub.errors import (
     BudgetError,
     CodeError,
@@ -26,7 +25,6 @@ from hubbub.errors import (
     RoundError,
     VerificationError,
 )
-from hubbub.events import decode_event
 from hubbub.governance import Roster
 from hubbub.governance.attestation import check_attestation, read_evidence
 from hubbub.local.learner import Learner
@@ -46,7 +44,7 @@ from hubbub.messages import (
     decode_message,
     encode_message,
 )
-from hubbub.participant.admission import check_approved, check_budget, check_reserved, facts_of
+from hubbub.participant.admission import check_approved, check_reserved, facts_of
 from hubbub.participant.commitment import commit
 from hubbub.participant.folder import SiteFolder
 from hubbub.participant.log_guard import LogGuard, Site
@@ -129,7 +127,6 @@ class Host:
             witness=cosigner.verifier,
         )
         self.guard = LogGuard(self._memory, site, clock())
-        self._accounts, self._entries = Accounts(), 0
         self._shown: Opening | None = None
         self._joined: Joined | None = None
 
@@ -188,13 +185,6 @@ class Host:
         head = self.guard.follow(opening, self._clock()).checkpoint
         self._shown = Opening(opening.checkpoint, head.size, (), opening.receipt)
 
-    def _counted(self) -> Accounts:
-        """The accounts in its copy of the log: a ledger that no ledger wrote is found here."""
-        for body in self._memory.entries(self._entries):
-            self._accounts.apply(decode_event(body))
-            self._entries += 1
-        return self._accounts
-
     # --- studies and runs ---
 
     def _hold(self, offered: StudyOffered) -> StudyHeld:
@@ -252,7 +242,6 @@ class Host:
         own = (view.dataset_of(self.name), joined.commitment)
         check_approved(view.federation, plan, settings, own, self._clock())
         check_reserved(view, joined.offered.run, plan, self.guard.account)
-        check_budget(self._counted(), view.federation, self.guard.account)
         today = dt.datetime.fromtimestamp(self._clock(), dt.UTC).date()
         self._folder.policy().check(facts_of(view.federation, plan, settings), today=today)
 

@@ -292,7 +292,7 @@ class LogGuard:
 
     def _check_budget(self, reservation: Reservation) -> None:
         """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
-        accounts, account, unit = self._view.accounts, self._site.account, reservation.event.unit
+        accounts, account, unit = self._view.accounts, self.account, reservation.event.unit
         grant = accounts.grants.get(account)
         is_fitting = grant is not None and grant.unit == unit and is_private(reservation.event)
         if grant is None or not is_fitting or accounts.spent(account) > grant.epsilon:
