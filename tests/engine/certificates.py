@@ -6,7 +6,7 @@ import ipaddress
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hubbub.engine.direct import Credentials
@@ -54,8 +54,13 @@ class Authority:
         """Make what a participant or a person dials with; each call makes another key."""
         return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH)
 
-    def _signed(self, name, usage, *extensions):
-        key = ec.generate_private_key(ec.SECP256R1())
+    def renewed(self, credentials, name):
+        """Make another certificate for the same key."""
+        key = load_pem_private_key(credentials.key, None)
+        return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH, key=key)
+
+    def _signed(self, name, usage, *extensions, key=None):
+        key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(name, self.name, key)
         for extension in (x509.ExtendedKeyUsage([usage]), *extensions):
             builder = builder.add_extension(extension, critical=False)
