@@ -99,7 +99,7 @@ class Wire:
         self.port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"localhost:{self._listener.getsockname()[1]}"
-        self.bytes_per_second = float("inf")
+        self.bytes_per_second, self.forwarded = float("inf"), 0
         self._open = threading.Event()
         self._open.set()
         self._ends, self._threads = [], []
@@ -124,6 +124,7 @@ class Wire:
                 self._open.wait()
                 time.sleep(len(data) / self.bytes_per_second)
                 target.sendall(data)
+                self.forwarded += len(data)
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

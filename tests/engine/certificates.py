@@ -29,6 +29,12 @@ def _builder(subject, issuer, key):
     )
 
 
+def _names(hosts):
+    return x509.SubjectAlternativeName(
+        [x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts]
+    )
+
+
 def _pem(key):
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -45,14 +51,11 @@ class Authority:
 
     def host(self, *hosts):
         """Make what a coordinator listens with; hosts are names or addresses."""
-        names = [
-            x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts
-        ]
-        return self._signed(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
+        return self._signed(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, _names(hosts))
 
-    def participant(self, name):
+    def participant(self, name, *hosts):
         """Make what a participant or a person dials with; each call makes another key."""
-        return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH, *([_names(hosts)] if hosts else []))
 
     def renewed(self, credentials, name):
         """Make another certificate for the same key."""

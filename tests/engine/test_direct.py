@@ -2,17 +2,20 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import pytest
 
 from hubbub.engine.direct import Credentials, DirectServer, Tuning, fingerprint, send_command
 from hubbub.engine.direct.frames import LARGEST, frames
+from hubbub.engine.direct.server import _CODES
 from hubbub.errors import HostError, InputError, RefusedError
 
 ATTEND = "/hubbub.Direct/Attend"
@@ -79,13 +82,13 @@ def test_a_roster_that_cannot_be_read_admits_nobody(direct, monkeypatch):
     assert attend(one, one.enrol("north"), []) == (grpc.StatusCode.UNAUTHENTICATED, "unknown")
 
 
-@pytest.mark.parametrize("who", ["another authority's", "another host's", "a participant's"])
+@pytest.mark.parametrize("who", ["another authority's", "another host's", "a participant's that names this host"])
 def test_a_false_coordinator_is_not_answered(direct, certificates, who, tmp_path):
     one = direct()
     false = {
         "another authority's": lambda: certificates.Authority().host("localhost"),
         "another host's": lambda: one.authority.host("elsewhere.example"),
-        "a participant's": lambda: one.authority.participant("localhost"),
+        "a participant's that names this host": lambda: one.authority.participant("north", "localhost"),
     }[who]()
     false = Credentials(one.authority.certificate, false.certificate, false.key)
     server = DirectServer(false, one.roster.get, spool=one.spool)
@@ -116,6 +119,28 @@ def test_a_second_coordinator_at_the_same_address_is_refused(direct):
         DirectServer(
             one.authority.host("localhost"), one.roster.get, spool=one.spool, address=f"127.0.0.1:{one.transport.port}"
         )
+
+
+def test_a_key_that_now_belongs_to_another_name_is_that_name(direct, carriers):
+    one = direct()
+    one.join("north", echo)
+    one.roster[fingerprint(one.keys["north"].certificate)] = "south"
+    carriers.until(lambda: one.transport.sites() == {"south"})
+    assert list(one.transport.ask({"south": b"?", "north": b"?"}, seconds=5)) == [("south", b"?")]
+
+
+def test_an_older_stream_of_a_name_is_told_that_it_was_replaced(direct, carriers):
+    one = direct()
+    ended, gate = [], threading.Event()
+    outgoing = iter(lambda: gate.wait() and None, None)
+    older = threading.Thread(target=lambda: ended.append(attend(one, one.enrol("north"), outgoing)))
+    older.start()
+    carriers.until(lambda: one.transport.sites() == {"north"})
+    one.dial("north", echo, one.enrol("north"))
+    older.join(5)
+    gate.set()
+    assert ended == [(grpc.StatusCode.ABORTED, "replaced")]
+    assert one.transport.sites() == {"north"}
 
 
 # --- what is on the wire
@@ -166,13 +191,15 @@ def test_an_answer_to_what_was_never_asked_is_dropped(direct):
 def test_a_restarted_coordinator_gets_no_answer_to_its_earlier_question(direct, wire):
     first, second = direct(), direct()
     line, gate = wire(first.transport.port), threading.Event()
-    first.join("north", lambda question: gate.wait() and question, line.address)
+    first.join("north", lambda question: gate.wait() and question * 1_000_000, line.address)
     second.roster.update(first.roster)
-    assert list(first.transport.ask({"north": b"before"}, seconds=0.1)) == []
+    assert list(first.transport.ask({"north": b"before"}, seconds=0.2)) == []
     line.port = second.transport.port
     first.transport.close()
     threading.Timer(0.3, gate.set).start()
-    assert list(second.transport.ask({"north": b"after"}, seconds=5)) == [("north", b"after")]
+    [(_, reply)] = second.transport.ask({"north": b"after"}, seconds=5)
+    assert bytes(reply) == b"after" * 1_000_000
+    assert line.forwarded < 5_500_000
 
 
 def test_a_participants_logs_name_no_data(direct, caplog):
@@ -184,6 +211,12 @@ def test_a_participants_logs_name_no_data(direct, caplog):
     assert "north is connected" in caplog.text
     assert "connected to localhost" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_every_code_word_is_in_the_specification_under_its_code():
+    page = (Path(__file__).parents[2] / "docs" / "spec" / "direct.md").read_text()
+    written = dict(re.findall(r"^\| `(\w+)` \| ([A-Z_]+) \|", page, re.MULTILINE))
+    assert written == {word: code.name for word, code in _CODES.items()}
 
 
 # --- what people send

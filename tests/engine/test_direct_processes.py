@@ -97,8 +97,10 @@ def test_four_hundred_megabytes_both_ways_are_in_memory_at_most_thrice(direct, f
     one, north = federation("north", tuning=Tuning())
     before = peak(os.getpid())
     message = os.urandom(size)
-    [(_, reply)] = one.transport.ask({"north": message}, seconds=120)
-    assert reply == message
+    for _ in range(2):
+        [(_, reply)] = one.transport.ask({"north": message}, seconds=120)
+        assert reply == message
+        del reply
     assert peak(north.process.pid) < 1.5 * size
     assert peak(os.getpid()) - before < 2.5 * size
 

@@ -136,12 +136,13 @@ def test_a_silent_wire_is_noticed_within_the_keepalive(carrier, wire):
 
 @hosts
 def test_a_message_given_up_half_way_does_not_spoil_the_next(carrier, wire):
-    line = wire(carrier.transport.port)
-    carrier.join("north", echo, line.address)
+    line, seen = wire(carrier.transport.port), []
+    carrier.join("north", lambda question: seen.append(question) or question, line.address)
     line.silence()
     threading.Timer(0.3, line.resume).start()
     assert list(carrier.transport.ask({"north": bytes(30_000_000)}, seconds=0.1)) == []
     assert list(carrier.transport.ask({"north": b"next"}, seconds=10)) == [("north", b"next")]
+    assert seen == [b"next"]
 
 
 @hosts
