@@ -12,6 +12,7 @@ import msgspec
 
 from hubbub.cli.acts import opened, state_of
 from hubbub.cli.budget import chosen_home
+from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
 from hubbub.engine.home import salts
 from hubbub.errors import InputError
@@ -91,6 +92,7 @@ def dataset_register(options: argparse.Namespace) -> None:
         epsilon=options.epsilon,
         delta=options.delta,
         unit=options.unit,
+        grant="gaussian" if options.gaussian else "filter",
         unit_column=options.unit_column,
         version_of=options.version_of and found(options.version_of, state_of(options).datasets, "a dataset"),
         is_disjoint=options.disjoint,
@@ -250,7 +252,8 @@ def _record(acts: Acts, envelope: str, now: int, case: str) -> None:
     state = acts.state()
     recorded = state.cases[case]
     standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
-    print(f"{case[:SHORT]}: {title(recorded)}: {standing}" + (f", waits for {waits}" if standing == "pending" else ""))
+    waiting = f", waits for {waits}" if standing == "pending" else ""
+    print(plain(f"{case[:SHORT]}: {title(recorded)}: {standing}{waiting}"))
 
 
 def found(beginning: str, known: Mapping[str, object], what: str) -> str:

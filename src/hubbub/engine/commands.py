@@ -89,9 +89,9 @@ class Failed(Answer, frozen=True, tag="failed"):
     exit_code: Annotated[int, Meta(ge=1, le=255)]
 
     def error(self) -> HubbubError:
-        """The error, to be raised where the command was typed; nothing in it can move a terminal's cursor."""
+        """The error, to be raised where the command was typed: one line and a hint, as everywhere."""
         kinds: dict[int, type[HubbubError]] = {1: RefusedError, 3: VerificationError}
-        return kinds.get(self.exit_code, InputError)(_printable(self.message), hint=_printable(self.hint))
+        return kinds.get(self.exit_code, InputError)(_one_line(self.message), hint=_one_line(self.hint))
 
 
 AnyCommand = ReadLog | RecordAct
@@ -197,5 +197,5 @@ def _part(log: EventLog, key: Signer, start: int) -> LogPart:
     return LogPart(bytes(head), first, tuple(entries), is_last=end == size)
 
 
-def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
