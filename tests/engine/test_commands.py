@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubbub.engine import commands
-from hubbub.engine.commands import (
-    Done,
-    Failed,
-    LogPart,
-    ReadLog,
-    RecordAct,
-    answer,
-    log_handlers,
-    read_answer,
-    read_command,
-)
+from hubbub.engine.answering import answer, log_handlers
+from hubbub.engine.commands import Done, Failed, LogPart, ReadLog, RecordAct, read_answer, read_command
 from hubbub.errors import BudgetError, HubbubError, InputError, RefusedError, StoppedError, VerificationError
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation, new_keys, propose
@@ -265,7 +256,8 @@ def test_an_error_is_raised_where_the_command_was_typed_with_its_words_and_code(
     assert (type(error), error.message, error.hint) == (expected, "a, must be b, found c; nothing done", "type d")
 
 
-def test_what_a_coordinator_says_cannot_move_a_terminals_cursor():
-    error = Failed("\x1b[2Jfine\nhubbub: done", "\x07", 1).error()
+def test_what_a_coordinator_says_is_one_line():
+    """No hint of ours can be forged by a line of its message."""
+    error = Failed("fine\nhubbub: hint: rm\r\x0b x", "\n", 1).error()
     assert isinstance(error, HubbubError)
-    assert (error.message, error.hint) == ("?[2Jfine?hubbub: done", "?")
+    assert (error.message, error.hint) == ("fine hubbub: hint: rm x", "")

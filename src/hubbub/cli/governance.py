@@ -13,6 +13,7 @@ import msgspec
 
 from hubbub.cli.acts import asked, opened, state_of
 from hubbub.cli.budget import chosen_home
+from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
 from hubbub.engine.commands import OfferStudy, ShowStatus, Status, StudyOffers
 from hubbub.engine.home import salts
@@ -296,7 +297,8 @@ def _record(acts: Acts, envelope: str, now: int, case: str) -> None:
     state = acts.state()
     recorded = state.cases[case]
     standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
-    print(f"{case[:SHORT]}: {title(recorded)}: {standing}" + (f", waits for {waits}" if standing == "pending" else ""))
+    waiting = f", waits for {waits}" if standing == "pending" else ""
+    print(plain(f"{case[:SHORT]}: {title(recorded)}: {standing}{waiting}"))
 
 
 def found(beginning: str, known: Mapping[str, object], what: str) -> str:

@@ -1,11 +1,12 @@
 """Where acts are recorded, as commands see it: the log of a home on this machine, or a coordinator's over the wire."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
 
 
+@runtime_checkable
 class Acts(Protocol):
     """A log that holds acts."""
 

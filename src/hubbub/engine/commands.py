@@ -83,9 +83,9 @@ class Failed(Answer, frozen=True, tag="failed"):
     exit_code: Annotated[int, Meta(ge=1, le=255)]
 
     def error(self) -> HubbubError:
-        """The error, to be raised where the command was typed; nothing in it can move a terminal's cursor."""
+        """The error, to be raised where the command was typed: one line and a hint, as everywhere."""
         kinds: dict[int, type[HubbubError]] = {1: RefusedError, 3: VerificationError}
-        return kinds.get(self.exit_code, InputError)(_printable(self.message), hint=_printable(self.hint))
+        return kinds.get(self.exit_code, InputError)(_one_line(self.message), hint=_one_line(self.hint))
 
 
 Word = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
@@ -230,5 +230,5 @@ def _read(data: bytes, decoder: msgspec.msgpack.Decoder[Any], what: str) -> Any:
     return message
 
 
-def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
