@@ -72,7 +72,7 @@ def filter_grant(
     delta: float,
     *,
     order: float | None = None,
-    kind: Literal["filter", "gaussian"] = "filter",
+    kind: Literal["filter", "gaussian", "unbounded"] = "filter",
     granted_by: str = "owner",
 ) -> BudgetGranted:
     """Allow runs chosen one after another, up to (epsilon, delta).
@@ -84,7 +84,8 @@ def filter_grant(
         delta: Fixed for the life of the budget.
         order: Renyi order at which everything is composed; default: the one at which plain Gaussian noise
             would reach epsilon first. 0 for a gaussian grant, which has none.
-        kind: "filter", or "gaussian" for noise without sampling only.
+        kind: "filter"; "gaussian" for noise without sampling only; "unbounded" for records that their owner would
+            publish: everything is admitted, noise or not, and counted.
         granted_by: "owner", or "sandbox" for an automatic grant.
 
     Raises:
