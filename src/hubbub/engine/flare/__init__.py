@@ -13,7 +13,10 @@ participants need `hubbub[direct]` only.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hubbub.engine.flare.cells import ServerTunnel, SiteTunnel
 
 __all__ = ["ServerTunnel", "SiteTunnel"]
 

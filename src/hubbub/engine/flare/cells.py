@@ -1,5 +1,8 @@
 """The two classes that FLARE loads: one end of a tunnel each, in the two processes of a job of one site."""
 
+# FLARE lives in environments of its own, not in the one where types are checked.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 import os
 import socket
 import threading
@@ -63,7 +66,7 @@ class ServerTunnel(Controller):
     def stop_controller(self, fl_ctx: Any) -> None:
         """Nothing to let go of."""
 
-    def process_result_of_unknown_task(self, *args: Any, **kwargs: Any) -> None:
+    def process_result_of_unknown_task(self, *_: Any, **__: Any) -> None:
         """There are no tasks."""
 
     def control_flow(self, abort_signal: Any, fl_ctx: Any) -> None:
@@ -90,7 +93,7 @@ class SiteTunnel(Executor):
         self.register_event_handler(EventType.START_RUN, self._begin)
         self.register_event_handler(EventType.END_RUN, self._end)
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
+    def execute(self, *_: Any, **__: Any) -> Any:
         """There are no tasks."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
@@ -101,7 +104,7 @@ class SiteTunnel(Executor):
         for run in (self._watch, self._listen):
             threading.Thread(target=run, args=(tunnel,), name="hubbub-tunnel", daemon=True).start()
 
-    def _end(self, _: str, fl_ctx: Any) -> None:
+    def _end(self, *_: Any) -> None:
         self._stop.set()
 
     def _watch(self, tunnel: Tunnel) -> None:

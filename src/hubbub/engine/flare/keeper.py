@@ -1,5 +1,8 @@
 """Keeps jobs running for each site that is connected to FLARE's server, for as long as it is told to."""
 
+# FLARE lives in environments of its own, not in the one where types are checked.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 import logging
 import tempfile
 import threading
