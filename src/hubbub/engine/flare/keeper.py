@@ -19,7 +19,7 @@ from hubbub.engine.flare.kits import write_job
 _log = logging.getLogger(__name__)
 
 _POLL = 0.5
-_START = 10.0
+_START = 30.0
 """Seconds between looks, and until a job that was submitted must be running."""
 
 
