@@ -21,6 +21,8 @@ from hubbub.errors import InputError
 from hubbub.events import BudgetGranted, BudgetReserved, EventDocument
 
 LARGEST_DELTA = 1e-5
+SMALLEST_ORDER = 2
+"""Of a filter: below it the Renyi divergence of sampled noise is a series that often does not converge."""
 
 Use = tuple[BudgetReserved, int]
 """A reservation and how many of its attempts count."""
@@ -106,7 +108,8 @@ def filter_grant(
     if order is None:
         log = -math.log(delta)
         best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
-        order = float(min(ORDERS, key=lambda candidate: abs(candidate - best)))
+        usable = [candidate for candidate in ORDERS if candidate >= SMALLEST_ORDER]
+        order = float(min(usable, key=lambda candidate: abs(candidate - best)))
     return BudgetGranted(
         dataset=dataset,
         unit=unit,

@@ -282,12 +282,12 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
         who = grant.dataset if len(reserved.datasets) == 1 else "'*'"
-        enough = math.ceil(total * 10) / 10
+        enough = f"{math.ceil(total * 10) / 10:g}" if math.isfinite(total) else "E"
+        more = f"hubbub budget grant {who} --epsilon {enough} --home {home}"
         raise BudgetError(
             f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
             f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
-            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: "
-            f"hubbub budget grant {who} --epsilon {enough:g} --home {home}",
+            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}",
         )
 
 
