@@ -97,9 +97,10 @@ def shown(value: float) -> str:
 
 
 def machine(*packages: str) -> str:
-    """Python, processor and the versions of packages of this environment."""
+    """Python, the versions of packages of this environment, the processor, and how many processes wanted a core."""
     named = [f"{name} {importlib.metadata.version(name)}" for name in ("hubbub", *packages)]
-    return ", ".join([f"Python {platform.python_version()}", *named, platform.machine(), f"{os.cpu_count()} cores"])
+    cores = f"{os.cpu_count()} cores wanted by {os.getloadavg()[0]:.0f} processes"
+    return ", ".join([f"Python {platform.python_version()}", *named, platform.machine(), cores])
 
 
 def table(results: Iterable[Result]) -> str:
