@@ -1,6 +1,6 @@
 """Environments of the others that hubbub is measured beside: one each in build/peers, made at the first use.
 
-    python benchmarks/peers.py [opacus] [opendp] [pfl] [flower]
+    python benchmarks/peers.py [opacus] [opendp] [pfl] [flare] [flower]
 
 A peer gets its own versions of what it needs and runs on the torch and numpy of this environment, which it
 sees through a path file: what it installed itself comes first. None of it is ever a dependency of hubbub.
@@ -45,6 +45,7 @@ PEERS = {
         shared=("torch", "numpy", "cryptography"),
         without_dependencies=("flwr==1.42.0",),
     ),
+    "flare": Peer(("nvflare==2.9.0",), shared=("numpy", "cryptography", "grpcio", "protobuf")),
 }
 
 
