@@ -67,6 +67,14 @@ class Randomness(ABC):
     def words(self, count: int) -> UInt64[np.ndarray, " {count}"]:
         """Draw uniform 64-bit words."""
 
+    def derive(self, *labels: str | int) -> "Randomness":
+        """A source for one purpose: what it gives does not depend on who drew for another purpose before, or where.
+
+        This one, where nobody could tell.
+        """
+        del labels
+        return self
+
     def uniform_below(self, bound: int, count: int) -> Int64[np.ndarray, " {count}"]:
         """Draw integers, each uniform on 0, ..., bound - 1.
 
@@ -196,9 +204,14 @@ class SeededRandomness(Randomness):
     name: ClassVar[str] = "injected"
 
     def __init__(self, seed: int, *labels: str | int) -> None:
+        self._labels = (seed, *labels)
         domain = json.dumps(["hubbub seeded randomness", seed, *labels])
         self._keystream = Keystream(hashlib.sha256(domain.encode()).digest())
 
     def words(self, count: int) -> UInt64[np.ndarray, " {count}"]:
         """Draw the next words of the stream that seed and labels fix."""
         return self._keystream.read(count)
+
+    def derive(self, *labels: str | int) -> "SeededRandomness":
+        """The stream of seed, labels, and these labels."""
+        return SeededRandomness(*self._labels, *labels)
