@@ -277,7 +277,7 @@ def test_a_verifier_with_another_policy_believes_nothing(world, finished):
     own = witness_policy(log.fold(Federation), open_log_key(world.home).verifier)
     log.close()
     assert list(hubbub.verify_bundle(bundle, policy=own, now=int(time.time())))
-    with pytest.raises(VerificationError, match="must be cosigned by the quorum"):
+    with pytest.raises(VerificationError, match="must be cosigned by the policy's quorum"):
         list(hubbub.verify_bundle(bundle, policy=own, now=int(time.time()) + 2 * DAY))
     other = dataclasses.replace(own, logs=())
     with pytest.raises(VerificationError, match="must be signed by a log of the policy"):

@@ -33,7 +33,7 @@ def new(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     """Check file, code and data."""
     from hubbub.cli import show
-    from hubbub.engine import prepare
+    from hubbub.engine.prepare import prepare
     from hubbub.study import load_study
 
     prepared = prepare(load_study(options.study))

@@ -45,7 +45,7 @@ SHORT = 12
 
 
 def keys_new(options: argparse.Namespace) -> None:
-    """Make three keys and a card."""
+    """Make four keys and a card."""
     keys = new_keys(options.name, organisation=options.organisation, role=options.role)
     folder = Path(options.out)
     keys.save(folder / f"{options.name}.key")
@@ -123,7 +123,7 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
-    from hubbub.engine import prepare
+    from hubbub.engine.prepare import prepare
     from hubbub.participant import commit
     from hubbub.planning import make_plan
     from hubbub.study import load_study

@@ -24,7 +24,7 @@ def add_governance_commands(group: Group, add: Add, commands: Any) -> None:
 
 
 def _add_keys(actions: Any, add: Add) -> None:
-    new = add(actions, "new", "make three keys and a card", "keys_new")
+    new = add(actions, "new", "make four keys and a card", "keys_new")
     new.add_argument("name", metavar="NAME", help="who: once in a federation")
     new.add_argument("--organisation", metavar="ORG", required=True, help="who answers for it")
     new.add_argument("--role", choices=ROLES, required=True, help="what it may do; one card, one role")

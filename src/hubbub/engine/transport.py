@@ -10,8 +10,8 @@ stands in its signatures.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
-Handler = Callable[[bytes], bytes]
-"""A participant's side: one question's bytes in, the answer's bytes out. It never raises."""
+Handler = Callable[[bytes], bytes | None]
+"""A participant's side: one question's bytes in, the answer's bytes out; None, or nothing, where there is none."""
 
 Reply = bytes | memoryview
 """An answer; large ones may lie in a file of the carrier's that is gone when the view is."""
@@ -66,7 +66,7 @@ class InProcess:
         """Call one after the other; what a handler raises is raised here, since there is no wire to lose it on."""
         for name, message in messages.items():
             if name in self._handlers:
-                yield name, self._handlers[name](message)
+                yield name, self._handlers[name](message) or b""
 
     def close(self) -> None:
         """Nothing to let go of."""

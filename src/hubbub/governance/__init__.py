@@ -1,7 +1,7 @@
 """Who may: everything that needs somebody's permission is a proposal that others have signed.
 
     envelope.py      signed bytes that can be read one way only (DSSE)
-    keys.py          three keys and a card for each person and participant
+    keys.py          four keys and a card for each person and participant
     roles.py         rules as data, and what may be tightened; roles.toml holds them
     acts.py          what can be asked for
     statement.py     proposals and decisions (in-toto)

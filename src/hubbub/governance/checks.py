@@ -68,7 +68,7 @@ def _(act: FoundFederation, state: State, time: int) -> None:
     tighten(rules, act.tighter)
     names = {card.name for card in act.cards}
     public = {key for card in act.cards for key in card.public_keys}
-    if len(names) < len(act.cards) or len(public) < 3 * len(act.cards):
+    if len(names) < len(act.cards) or len(public) < 4 * len(act.cards):
         raise refuse("founding", "must name each holder and each key once", "one twice", "hubbub keys new")
     for card in act.cards:
         card.check()
