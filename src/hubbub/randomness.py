@@ -62,6 +62,8 @@ class Randomness(ABC):
     """
 
     name: ClassVar[str]
+    is_apart_after_fork: ClassVar[bool] = False
+    """Whether copies in forked processes never draw alike, each from what it derives."""
 
     @abstractmethod
     def words(self, count: int) -> UInt64[np.ndarray, " {count}"]:
@@ -159,6 +161,7 @@ class OperatingSystemRandomness(Randomness):
     """
 
     name: ClassVar[str] = "os"
+    is_apart_after_fork: ClassVar[bool] = True
     _process: ClassVar[object] = object()
 
     def __init__(self) -> None:
@@ -202,6 +205,7 @@ class SeededRandomness(Randomness):
     """
 
     name: ClassVar[str] = "injected"
+    is_apart_after_fork: ClassVar[bool] = True
 
     def __init__(self, seed: int, *labels: str | int) -> None:
         self._labels = (seed, *labels)
