@@ -57,12 +57,19 @@ def python(name: str) -> Path:
         venv.create(home, with_pip=True, clear=True)
         library = sysconfig.get_path("purelib", vars={"base": str(home)})
         (Path(library) / "beside.pth").write_text(OWN + "\n")
-        install = [home / "bin" / "pip", "install", "--quiet", "--quiet"]
-        subprocess.run([*install, *peer.packages, *shared], check=True, stdout=sys.stderr)
+        _install(home, *peer.packages, *shared)
         if peer.without_dependencies:
-            subprocess.run([*install, "--no-deps", *peer.without_dependencies], check=True, stdout=sys.stderr)
+            _install(home, "--no-deps", *peer.without_dependencies)
         done.write_text(wanted)
     return home / "bin" / "python"
+
+
+def _install(home: Path, *packages: str) -> None:
+    """Let pip work in silence: that a peer's pins are not hubbub's is the point."""
+    command = [home / "bin" / "pip", "install", "--disable-pip-version-check", *packages]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
 
 
 def rerun(name: str, *arguments: str) -> int:

@@ -40,7 +40,7 @@ def test_the_participants_half_imports_no_coordinator():
 
 
 def test_a_participants_half_of_a_carrier_imports_no_coordinator():
-    modules = loaded_after("import hubbub.engine.transport")
+    modules = loaded_after("import hubbub.engine.direct")
     assert not any(name.startswith(("hubbub.coordinator", "hubbub.release", "torch")) for name in modules)
 
 

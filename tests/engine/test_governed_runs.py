@@ -232,6 +232,51 @@ def test_whoever_may_stops_a_run_for_good(world, run, tmp_path):
         run(study, watch=watch)
 
 
+def write_policy(world, site, text):
+    (world.home / "sites").mkdir(exist_ok=True)
+    (world.home / "sites" / f"{site}.toml").write_text(f"[policy]\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epsilon = 0.5", "epsilon, must be at most 0.5"),
+        ('purposes = ["quality"]', "purposes, must be one of quality, found research"),
+        ("retention = 2020-01-01", "retention, must be until 2020-01-01"),
+        (f'federation = "{"0" * 64}"', "federation, must be 0000000000000000"),
+        (f'peers = ["{"0" * 16}"]', "peers, must be 0000000000000000 in the roster, found it absent"),
+    ],
+)
+def test_a_site_refuses_what_everybody_else_agreed_to(world, run, text, words):
+    study = world.approved()
+    write_policy(world, "b", text)
+    with pytest.raises(RefusedError, match=f"this site's policy: {words}.*; nothing trained, nothing sent"):
+        run(study)
+
+
+def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, make_study, settings, run):
+    world = World(tmp_path / "home", make_study, settings)
+    tables = settings(study={"purpose": "research"}, governance={"reviews": []})
+
+    def watch(event, _plan):
+        if isinstance(event, RoundClosed) and event.round_number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(hubbub.HubbubError, match="was stopped after round 2"):
+        run(make_study(tables), out=tmp_path / "half", watch=watch)
+    write_policy(world, "c", "minimum = 99")
+    with pytest.raises(RefusedError, match="this site's policy: minimum, must be at least 99"):
+        hubbub.resume(tmp_path / "half", study=make_study(tables))
+    write_policy(world, "c", "minimum = 1")
+    assert hubbub.resume(tmp_path / "half", study=make_study(tables)).rounds == 4
+    write_policy(world, "c", f'federation = "{"0" * 64}"')
+    with pytest.raises(RefusedError, match="federation, must be 0000000000000000, found a sandbox"):
+        run(make_study(tables))
+    write_policy(world, "c", "limit = 1")
+    with pytest.raises(hubbub.HubbubError, match="must be a site file"):
+        run(make_study(tables))
+
+
 @pytest.fixture
 def finished(world, run):
     """A run that has ended, and its folder."""

@@ -318,7 +318,7 @@ def started(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         try:
-            until(lambda: "round-closed" in (out / "events.jsonl").read_text() if out.exists() else False)
+            until(lambda: (out / "events.jsonl").exists() and "round-closed" in (out / "events.jsonl").read_text())
             time.sleep(0.1)
             yield process, out
         finally:

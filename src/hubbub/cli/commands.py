@@ -107,10 +107,11 @@ def _bytes(path: Path) -> bytes:
 
 def _train(options: argparse.Namespace, train: Callable[[Any], Any]) -> None:
     from hubbub.cli import show
+    from hubbub.cli.plain import json
 
     with show.progress(is_shown=not (options.quiet or options.json)) as watch:
         result = train(watch)
     if options.json:
-        show.json(result)
+        json(result)
     elif not options.quiet:
         show.result(result)

@@ -67,6 +67,9 @@ def _add_dataset(actions: Any, add: Add) -> None:
     register.add_argument(
         "--unit", choices=["example", "client"], default="example", help="who is protected (default: example)"
     )
+    register.add_argument(
+        "--gaussian", action="store_true", help="for Gaussian noise without sampling only, which costs less there"
+    )
     register.add_argument("--unit-column", metavar="COLUMN", default="", help="what says which records are one unit")
     register.add_argument("--version-of", metavar="DATASET", help="an older dataset, whose budget this one shares")
     register.add_argument(

@@ -6,7 +6,8 @@
     record.py      a run's events, into log and directory
     permission.py  what a federation says of a run
     federation.py  everybody's keys, where everybody lives in one process
-    transport.py   the seam between coordinator and participants
+    transport.py   the seam between coordinator and participants: one question to many
+    direct/        a carrier: gRPC over mutual TLS, dialled by the participants
     running.py     one run from reservation to claim, wherever its participants are
     embedded.py    `run`, `resume`, `stop`: everybody in this process
     workers.py     who trains there: this process, or some that were forked from it

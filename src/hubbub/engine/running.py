@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors.numpy import save
 
-from hubbub.accounting.ledger import Ledger, RunAccount
+from hubbub.accounting.accounts import RunAccount
+from hubbub.accounting.ledger import Ledger
 from hubbub.coordinator import Coordinator, Progress
 from hubbub.coordinator.sums import MakeSum
 from hubbub.engine.folder import RunFacts, RunFolder

@@ -11,6 +11,8 @@
     admission.py     whether one envelope is valid here and now
     federation.py    the fold, and the questions that others ask of it
     policy.py        a site's own limits
+    snp.py           what an AMD processor says of a confidential VM
+    attestation.py   what a coordinator must show of the machine below it
     retention.py     deletes what is past its last day
 
 *Trust:* whoever holds the keys of one privacy officer and of one owner can approve in their names; what they did
@@ -18,6 +20,14 @@ stands in the log, and no holder of one key alone gets anything approved.
 """
 
 from hubbub.governance.acts import Terms, terms_of
+from hubbub.governance.attestation import (
+    AttestationPolicy,
+    Attested,
+    Evidence,
+    check_attestation,
+    read_attestation_policy,
+    read_evidence,
+)
 from hubbub.governance.federation import Due, Federation, Permit, Roster
 from hubbub.governance.keys import Card, Keys, load_keys, new_keys
 from hubbub.governance.policy import Facts, SitePolicy, read_policy
@@ -25,8 +35,11 @@ from hubbub.governance.retention import sweep
 from hubbub.governance.statement import decide, propose, read
 
 __all__ = [
+    "AttestationPolicy",
+    "Attested",
     "Card",
     "Due",
+    "Evidence",
     "Facts",
     "Federation",
     "Keys",
@@ -34,11 +47,14 @@ __all__ = [
     "Roster",
     "SitePolicy",
     "Terms",
+    "check_attestation",
     "decide",
     "load_keys",
     "new_keys",
     "propose",
     "read",
+    "read_attestation_policy",
+    "read_evidence",
     "read_policy",
     "sweep",
     "terms_of",

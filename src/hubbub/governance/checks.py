@@ -138,7 +138,7 @@ def _check_version(act: RegisterDataset, older: str, state: State, time: int) ->
     owner, shared = old.registered.organisation, state.budgets[old.account]
     if owner != act.organisation:
         raise refuse(where, f"must have the owner of {older}, {owner}", act.organisation, "hubbub dataset list")
-    if not act.is_disjoint and (found := Budget(act.unit, act.epsilon, act.delta)) != shared:
+    if not act.is_disjoint and (found := Budget(act.unit, act.epsilon, act.delta, act.grant)) != shared:
         raise refuse(
             where, f"shares the {shared}", f"{found}", f"--epsilon {shared.epsilon:g} --delta {shared.delta:g}"
         )
