@@ -47,6 +47,8 @@ COMMANDS = (
     "approve",
     "approvals",
     "incident",
+    "enrol",
+    "admit",
 )
 
 
