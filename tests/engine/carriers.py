@@ -55,6 +55,10 @@ class Direct:
             self.roster[fingerprint(self.keys[name].certificate)] = name
         return self.keys[name]
 
+    def strike(self, name):
+        """Take a name out of the roster."""
+        del self.roster[fingerprint(self.keys.pop(name).certificate)]
+
     def dial(self, name, handler, credentials, address=None):
         """Start a participant's half; returns what stops it."""
         stop = threading.Event()
@@ -89,12 +93,13 @@ class Direct:
 
 
 class Wire:
-    """Forwards one port to another; can be cut, or go silent without closing."""
+    """Forwards one port to another; can be cut, be slow, or go silent without closing."""
 
     def __init__(self, port):
-        self._port = port
+        self.port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"localhost:{self._listener.getsockname()[1]}"
+        self.bytes_per_second, self.forwarded = float("inf"), 0
         self._open = threading.Event()
         self._open.set()
         self._ends, self._threads = [], []
@@ -108,7 +113,7 @@ class Wire:
         with suppress(OSError):
             while True:
                 near = self._listener.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self._port))
+                far = socket.create_connection(("127.0.0.1", self.port))
                 self._ends += [near, far]
                 self._start(self._forward, near, far)
                 self._start(self._forward, far, near)
@@ -117,7 +122,9 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 self._open.wait()
+                time.sleep(len(data) / self.bytes_per_second)
                 target.sendall(data)
+                self.forwarded += len(data)
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
