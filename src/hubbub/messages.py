@@ -1,6 +1,6 @@
 """What travels between coordinator and participants. No type can carry a record.
 
-Every message names its run, plan, round and attempt, so that an answer to one question can never pass for
+Every message of a round names its run, plan, round and attempt, so that an answer to one question can never pass for
 an answer to another.
 
 *Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but these types, and each
