@@ -92,6 +92,7 @@ class SitesAway:
         self._evidence = evidence
         self._joined: dict[str, int] = {}
         self._refused: dict[str, tuple[int, float]] = {}
+        self._signed: set[str] = set()
         self._is_halted = threading.Event()
 
     def halt(self) -> None:
@@ -141,8 +142,9 @@ class SitesAway:
         self._gather(coordinator.round_number)
         self._check_halted()
         self._running.charge(self._record, coordinator.round_number, coordinator.attempt + 1)
-        self._head = self._cosigned(must=True)
-        online = self._show(self._joined)
+        if not self._cosign():
+            raise self._waiting("a quorum of witnesses", ", ".join(sorted(self._signed)) or "none")
+        online = self._show(self._joined.keys() & self._signed)  # who came back since follows the next head
         if len(online) < self._fewest:
             raise self._waiting(f"{self._fewest} participants that follow its log", ", ".join(sorted(online)) or "none")
         opened = coordinator.open(sorted(online))
@@ -237,9 +239,8 @@ class SitesAway:
         waiting = {name: at for name, (at, until) in self._refused.items() if now < until}
         known = self._joined | waiting
         new = {name: at for name, at in sites.items() if name in running.plan.slots and known.get(name) != at}
-        if not new:
+        if not new or not self._cosign():  # a head that no quorum has cosigned is refused by everybody
             return
-        self._head = self._cosigned(must=False)
         plan, lock = running.plan, running.prepared.study.lock
         offer = RunOffered(
             run=running.name,
@@ -249,7 +250,7 @@ class SitesAway:
             lock=msgspec.json.encode(lock, order="sorted"),
             evidence=self._evidence,
         )
-        asked = dict.fromkeys(self._show(new), encode_message(offer))
+        asked = dict.fromkeys(self._show(new.keys() & self._signed), encode_message(offer))
         for name, reply in self._transport.ask(asked, seconds=self._deadlines.training):
             message = read_reply(reply)
             if isinstance(message, Done):
@@ -273,17 +274,15 @@ class SitesAway:
                 self._note_refusal(name, 0, message.code)
         return {name for name, message in replies.items() if isinstance(message, Done)}
 
-    def _cosigned(self, *, must: bool) -> Note:
-        """The newest head with the cosignatures of those who are there; a quorum of them if it must be."""
+    def _cosign(self) -> bool:
+        """Have the newest head cosigned by those who are there; whether they are a quorum."""
         running = self._running
         running.log.flush()
         policy = witness_policy(running.log.fold(Federation), running.key.verifier)
         keys = {party.name: party.key for party in policy.witnesses}
-        note = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
-        signed = [name for name, key in keys.items() if key.signed_at(note) is not None]
-        if must and not policy.is_quorum(signed):
-            raise self._waiting(f"a quorum of {len(keys)} witnesses", ", ".join(signed) or "none")
-        return note
+        self._head = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
+        self._signed = {name for name, key in keys.items() if key.signed_at(self._head) is not None}
+        return policy.is_quorum(sorted(self._signed))
 
     def _check_halted(self) -> None:
         if self._is_halted.is_set():

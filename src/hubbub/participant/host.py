@@ -220,6 +220,7 @@ class Host:
         joined = Joined(offered, study, plan, slots, commit(slots, self._folder.salt()), learner)
         self._check_attested(offered.evidence)
         self._admit(joined)
+        self.guard.check_memory()  # else it is counted on, and each attempt that it then refuses is charged
         return joined
 
     def _check_attested(self, data: bytes) -> None:
