@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import logging
+import re
 import signal
 import sys
 import threading
@@ -12,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hubbub.cli.acts import asked
+import msgspec
+
+from hubbub.cli.acts import LONG, asked
 from hubbub.engine.commands import (
+    FILE_PATH,
     Done,
     Failed,
     FetchFile,
@@ -28,10 +32,12 @@ from hubbub.engine.commands import (
     SubmitStudy,
     read_answer,
 )
-from hubbub.errors import InputError, RefusedError
+from hubbub.errors import HostError, InputError, RefusedError, VerificationError
 
 EVERY = 0.5
-"""Seconds between looks at a run that is waited for."""
+"""Seconds between looks at what is waited for."""
+PATIENCE = 120.0
+"""Seconds that participants are waited for."""
 
 
 # --- processes
@@ -147,15 +153,16 @@ def submit(options: argparse.Namespace) -> None:
     assert study.lock is not None  # noqa: S101, there is a plan
     lock = (study.lock_path or Path()).read_bytes()
     order = SubmitStudy(study_hash=plan.study_hash, code_hash=plan.code_hash, plan_hash=plan.hash, lock=lock)
-    started = asked(options, order, Started)
-    print(started.run)
+    started = asked(options, order, Started, seconds=LONG)
     if options.wait:
         _wait(options, started.run)
+    else:
+        print(f"{started.run}: started")
 
 
 def resume(options: argparse.Namespace) -> None:
     """Have a run go on."""
-    started = asked(options, ResumeRun(options.folder), Started)
+    started = asked(options, ResumeRun(options.folder), Started, seconds=LONG)
     print(f"run {started.run} goes on")
 
 
@@ -169,8 +176,29 @@ def status(options: argparse.Namespace) -> None:
     """Show who is there and what goes on."""
     from hubbub.cli import show, show_deployment
 
-    found = asked(options, ShowStatus(), Status)
+    found = asked(options, ShowStatus(), Status) if options.wait is None else _connected(options, options.wait)
     (show.json if options.json else show_deployment.status)(found)
+
+
+def _connected(options: argparse.Namespace, fewest: int = 0) -> Status:
+    """The status once enough participants are connected; a coordinator that does not listen now is waited for."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            found = asked(options, ShowStatus(), Status)
+        except HostError:
+            if time.monotonic() > until:
+                raise
+        else:
+            if len(found.connected) >= fewest:
+                return found
+            if time.monotonic() > until:
+                raise RefusedError(
+                    f"coordinator, must have {fewest} participants connected within {PATIENCE:g} s, "
+                    f"found {', '.join(found.connected) or 'none'}",
+                    hint="look at what the others' hubbub join says",
+                )
+        time.sleep(EVERY)
 
 
 def release(options: argparse.Namespace) -> None:
@@ -178,13 +206,27 @@ def release(options: argparse.Namespace) -> None:
     out = Path(options.out or f"{options.folder}-bundle")
     if out.exists():
         raise InputError(f"{out}, must be a new folder, found one that is there; nothing released", hint="--out DIR")
-    asked(options, ReleaseRun(options.folder), Done)
+    asked(options, ReleaseRun(options.folder), Done, seconds=LONG)
     names = asked(options, FetchFile(options.folder, "bundle", 0), FilePart).names
     for name in names:
-        path = out / name
+        path = _inside(out, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_fetched(options, options.folder, f"bundle/{name}"))
     print(f"released: {out}; anybody can check it: hubbub verify {out}")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file below a folder, where it is, whatever a coordinator calls it.
+
+    Raises:
+        VerificationError: It would lie elsewhere.
+    """
+    if re.fullmatch(FILE_PATH, name) is None:
+        raise VerificationError(
+            f"coordinator, must name files of a bundle, found {name!r}; it was not written",
+            hint="tell the others: no bundle has such a file",
+        )
+    return folder / name
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -207,17 +249,20 @@ def _wait(options: argparse.Namespace, run: str) -> None:
     """Show how a run goes on until it does not."""
     from hubbub.cli import show_deployment
 
+    print(f"hubbub: run {run} has begun", file=sys.stderr)
     with show_deployment.progress(run) as tell:
-        while True:
-            told = next(one for one in asked(options, ShowStatus(), Status).runs if one.run == run)
-            tell(told)
-            if told.state != "running":
-                break
+        while (told := _told(options, run)) is None or told.state == "running":
+            if told is not None:
+                tell(told)
             time.sleep(EVERY)
     if told.state != "finished":
-        raise RefusedError(told.words or f"run {run}, has {told.state}", hint="hubbub status")
-    _print_ended(told)
+        raise RefusedError(
+            told.words or f"run {run}, must finish, found it {told.state}", hint=f"hubbub resume {run} --at MEMBERSHIP"
+        )
+    claim = msgspec.json.decode(_fetched(options, run, "claim.json"))
+    print(f"{run}: finished, {show_deployment.outcome(told, claim)}")
 
 
-def _print_ended(told: RunStatus) -> None:
-    print(f"run {told.run}: {told.rounds} rounds, {told.attempts} attempts charged, model {told.model_hash[:16]}")
+def _told(options: argparse.Namespace, run: str) -> RunStatus | None:
+    """What a coordinator says of a run; None while it has written nothing down yet."""
+    return next((one for one in _connected(options).runs if one.run == run), None)

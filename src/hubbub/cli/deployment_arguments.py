@@ -28,6 +28,7 @@ def add_deployment_commands(add: Add, commands: Any) -> None:
     submit.add_argument("study", metavar="STUDY", help="folder of the study, with the lock that was proposed")
     submit.add_argument("--wait", action="store_true", help="show how it goes on until it has ended")
     status = adding("status", "show who is connected to a coordinator, and what became of its runs")
+    status.add_argument("--wait", type=int, metavar="N", help="until N participants are connected, 120 s at most")
     status.add_argument("--json", action="store_true", help="print for a machine")
     fetch = adding("fetch", "fetch a file of a run: its claim, plan, report, metrics")
     fetch.add_argument("folder", metavar="RUN", help="name of the run")

@@ -1,7 +1,8 @@
 """What the command line prints of a coordinator: who is there, what goes on."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -26,6 +27,13 @@ def status(found: Status) -> None:
         rounds = f"{run.rounds} of {run.of}"
         runs.add_row(run.run, run.study, run.state, rounds, str(run.attempts), Text(run.words, overflow="fold"))
     out.print(runs if found.runs else "no run yet")
+
+
+def outcome(told: RunStatus, claim: Mapping[str, Any]) -> str:
+    """What became of a finished run, in one line."""
+    measured = "".join(f"{name} {value:.4f}, " for name, value in claim["metrics"].items())
+    spent = "infinite" if claim["epsilon_spent"] is None else f"{claim['epsilon_spent']:.4f}"
+    return f"{measured}epsilon {spent}, {told.rounds} rounds, {told.attempts} attempts charged"
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from hubbub.engine.prepare import prepare_away
 from hubbub.engine.publish import release_run
 from hubbub.engine.running import Running
 from hubbub.engine.status import BUNDLE, status_handlers
-from hubbub.engine.transport import InProcess, Transport
+from hubbub.engine.transport import InProcess, Reply, Transport
 from hubbub.errors import HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
@@ -150,14 +150,12 @@ class Coordinating:
 
     def _offer(self, order: OfferStudy, _name: str) -> StudyOffers:
         question = encode_message(StudyOffered(study_hash=order.study_hash, code_hash=order.code_hash))
-        asked = dict.fromkeys(self.transport.sites(), question)
         offers: list[Offer] = []
-        for name, reply in self.transport.ask(asked, seconds=self._deadlines.training):
-            message = decode_message(reply)
-            if isinstance(message, StudyHeld):
-                offers.append(Offer(name, message.slots, message.data_commitment, message.parameters))
-            elif isinstance(message, Refused):
-                offers.append(Offer(name, 0, "", 0, message.code))
+        with self._turn:
+            self._check_free()
+            asked = dict.fromkeys(self.transport.sites(), question)
+            for name, reply in self.transport.ask(asked, seconds=self._deadlines.training):
+                offers += [offer for offer in [_offer(name, reply)] if offer is not None]
         return StudyOffers(tuple(sorted(offers, key=lambda offer: offer.participant)))
 
     def _submit(self, order: SubmitStudy, _name: str) -> Started:
@@ -197,20 +195,25 @@ class Coordinating:
 
     def _release(self, order: ReleaseRun, _name: str) -> Done:
         folder = self.folder(order.run)
+        with self._turn:
+            if not (folder.path / BUNDLE).exists():
+                self._check_free()
+                self._release_now(folder)
+        return Done()
+
+    def _release_now(self, folder: RunFolder) -> None:
         log = open_log(self.home)
         try:
-            if not (folder.path / BUNDLE).exists():
-                release_run(folder.path, cosign=Cosigners(self.transport, log.store).cosign)
+            release_run(folder.path, cosign=Cosigners(self.transport, log.store).cosign)
         finally:
             log.close()
-        return Done()
 
     # --- one run ---
 
     def _check_free(self) -> None:
         if self.current:
             raise RefusedError(
-                f"coordinator, runs one run at a time, found {self.current} going on; nothing started",
+                f"coordinator, runs one run at a time, found {self.current} going on; nothing done",
                 hint="wait for it, or hubbub stop",
             )
 
@@ -268,6 +271,21 @@ class Coordinating:
         self.words.pop(running.name, None)
         thread.start()
         return Started(running.name)
+
+
+def _offer(name: str, reply: Reply) -> Offer | None:
+    """What a participant answered; None: nothing that is an answer."""
+    try:
+        message = decode_message(reply)
+    except HubbubError:
+        return None
+    match message:
+        case StudyHeld():
+            return Offer(name, message.slots, message.data_commitment, message.parameters)
+        case Refused():
+            return Offer(name, 0, "", 0, message.code)
+        case _:
+            return None
 
 
 def _commitments(federation: Federation, plan: Plan) -> dict[str, str]:
