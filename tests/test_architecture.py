@@ -44,6 +44,30 @@ def test_a_participants_half_of_a_carrier_imports_no_coordinator():
     assert not any(name.startswith(("hubbub.coordinator", "hubbub.release", "torch")) for name in modules)
 
 
+HOST = {"cli", "cohort", "accounting", "eventlog", "tlog", "engine", "errors", "events", "governance", "local"}
+HOST |= {"mechanism", "messages", "participant", "planning", "randomness", "secagg", "study"}
+"""Rooms that a participant's process may hold; of `engine` the carrier only."""
+
+
+def test_a_participants_process_imports_no_path_of_a_coordinator():
+    """What `hubbub join` imports, function by function, before it dials."""
+    modules = loaded_after(
+        "import hubbub.cli.processes\n"
+        "from hubbub.engine.direct import Credentials, Spool, serve\n"
+        "from hubbub.governance.enrolment import client_credentials\n"
+        "from hubbub.participant.folder import SiteFolder\n"
+        "from hubbub.participant.host import Host\n"
+        "from hubbub.local.load import make_learner"
+    )
+    own = {name for name in modules if name.startswith("hubbub.")}
+    assert {name.split(".")[1] for name in own} <= HOST, sorted(own)
+    engine = {name for name in own if name.startswith("hubbub.engine.")}
+    assert engine == {
+        *(f"hubbub.engine.{name}" for name in ("transport", "direct")),
+        *(f"hubbub.engine.direct.{name}" for name in ("credentials", "frames", "server", "site")),
+    }, sorted(engine)
+
+
 @pytest.mark.parametrize("statement", ["import hubbub", "import hubbub.cli.arguments", "import hubbub.planning"])
 def test_importing_loads_neither_torch_nor_the_accountant(statement):
     assert not {"torch", "dp_accounting", "scipy"} & loaded_after(statement)

@@ -184,7 +184,7 @@ def _offered(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
 def _tell_without(offers: Sequence[Offer], roster: Sequence[str]) -> None:
     """Say who will be in no plan of this study, and why; a study is proposed without them."""
     refused = {offer.participant: f"refuses: {offer.refused}" for offer in offers if offer.refused}
-    absent = dict.fromkeys(roster, "is not connected") | {offer.participant: "" for offer in offers}
+    absent = dict.fromkeys(roster, "did not answer") | {offer.participant: "" for offer in offers}
     for name, why in sorted((absent | refused).items()):
         if why:
             print(f"hubbub: {name} {why}; it is not in this plan", file=sys.stderr)

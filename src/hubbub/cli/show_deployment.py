@@ -1,8 +1,7 @@
 """What the command line prints of a coordinator: who is there, what goes on."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hubbub.engine.commands import RunStatus, Status
+from hubbub.release import ReleaseClaim
 
 
 def status(found: Status) -> None:
@@ -29,10 +29,10 @@ def status(found: Status) -> None:
     out.print(runs if found.runs else "no run yet")
 
 
-def outcome(told: RunStatus, claim: Mapping[str, Any]) -> str:
+def outcome(told: RunStatus, claim: ReleaseClaim) -> str:
     """What became of a finished run, in one line."""
-    measured = "".join(f"{name} {value:.4f}, " for name, value in claim["metrics"].items())
-    spent = "infinite" if claim["epsilon_spent"] is None else f"{claim['epsilon_spent']:.4f}"
+    measured = "".join(f"{name} {value:.4f}, " for name, value in claim.metrics.items())
+    spent = "infinite" if claim.epsilon_spent is None else f"{claim.epsilon_spent:.4f}"
     return f"{measured}epsilon {spent}, {told.rounds} rounds, {told.attempts} attempts charged"
 
 
