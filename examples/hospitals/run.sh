@@ -51,4 +51,4 @@ echo "6. So is its release; anybody can check the bundle"
 release=$(at scientist propose release "$run" | cut -d: -f1)
 for who in $owners officer; do at "$who" approve "$release"; done
 at operator release "$run" --out bundle
-hubbub verify bundle
+hubbub verify bundle --policy scientist/scientist.membership

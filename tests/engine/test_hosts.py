@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import msgspec
 import pytest
 
 import hubbub
@@ -56,3 +57,7 @@ def test_a_study_is_offered_approved_run_released_and_verified(world):
     assert (told.state, told.rounds, told.words) == ("finished", 4, "")
     bundle = world.release(world.command, run)
     assert list(hubbub.verify_bundle(bundle))
+    assert msgspec.json.decode((bundle / "claim.json").read_bytes())["federation"] == (
+        "federation heart of 8 organisations, approved for the purpose research; "
+        "each participant on a host of its own, says the coordinator"
+    )

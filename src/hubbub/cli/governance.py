@@ -159,6 +159,7 @@ def _offered(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
     """The study with a lock of what participants elsewhere hold, and the commitments that they answered with."""
     study = load_study(options.study)
     order = OfferStudy(study_hash=study.settings.approved_hash(), code_hash=study.code_hash)
+    print("hubbub: asking who holds this study, which each loads with its records", file=sys.stderr)
     offers = asked(options, order, StudyOffers, seconds=LONG).offers
     held = [offer for offer in offers if not offer.refused]
     _tell_without(offers, [card.name for card in state_of(options).roster().members])
