@@ -26,6 +26,9 @@ class Here:
         self._handlers = {}
         self.transport = InProcess(self._handlers)
 
+    def there(self):
+        return set(self.transport.sites())
+
     def join(self, name, handler):
         self._handlers[name] = handler
 
@@ -47,6 +50,10 @@ class Direct:
             tuning=tuning,
         )
         self.address = f"localhost:{self.transport.port}"
+
+    def there(self):
+        """Who is connected."""
+        return set(self.transport.sites())
 
     def enrol(self, name):
         """Give a name a key of its own, once."""
