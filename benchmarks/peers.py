@@ -1,6 +1,6 @@
 """Environments of the others that hubbub is measured beside: one each in build/peers, made at the first use.
 
-    python benchmarks/peers.py [opacus] [opendp] [pfl] [flower]
+    python benchmarks/peers.py [opacus] [opendp] [pfl] [flare] [flower]
 
 A peer gets its own versions of what it needs and runs on the torch and numpy of this environment, which it
 sees through a path file: what it installed itself comes first. None of it is ever a dependency of hubbub.
@@ -42,6 +42,7 @@ PEERS = {
     "opacus": Peer(("opacus==1.6.0",)),
     "opendp": Peer(("opendp==0.16.0",), shared=("numpy",)),
     "pfl": Peer(("pfl==0.6.0", "dp-accounting==0.5.1", "psutil")),
+    "flare": Peer(("nvflare==2.9.0",), shared=("numpy", "cryptography", "grpcio", "protobuf")),
     "flower": Peer((*FLOWER_NEEDS, "ray==2.55.1", "psutil"), without_dependencies=("flwr==1.42.0",)),
 }
 

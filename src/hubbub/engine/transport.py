@@ -1,7 +1,8 @@
 """The seam between a coordinator and its participants: who is there, and one question to many.
 
-Three carriers implement it and pass one suite of tests: `InProcess` here (everybody in this process), `direct`
-(gRPC over mTLS), `flare` (NVIDIA FLARE as a relay). A carrier moves bytes and knows nothing of what they say.
+Carriers implement it and pass one suite of tests: `InProcess` here (everybody in this process) and `direct` (gRPC
+over mTLS), the second also through `flare` (jobs of NVIDIA FLARE as its wire). A carrier moves bytes and knows
+nothing of what they say.
 
 *Trust:* a carrier can lose, delay, repeat or swap messages: then sessions end. What is believed of a message
 stands in its signatures.
