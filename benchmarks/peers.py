@@ -15,8 +15,6 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-import hubbub
-
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "peers"
 OWN = sysconfig.get_path("purelib")
 
@@ -41,9 +39,13 @@ FLOWER_NEEDS = (
 PEERS = {
     "opacus": Peer(("opacus==1.6.0",)),
     "opendp": Peer(("opendp==0.16.0",), shared=("numpy",)),
-    "pfl": Peer(("pfl==0.6.0", "dp-accounting==0.5.1", "psutil")),
+    "pfl": Peer(("pfl==0.6.0", "dp-accounting==0.5.1")),
+    "flower": Peer(
+        (*FLOWER_NEEDS, "ray==2.55.1"),
+        shared=("torch", "numpy", "cryptography"),
+        without_dependencies=("flwr==1.42.0",),
+    ),
     "flare": Peer(("nvflare==2.9.0",), shared=("numpy", "cryptography", "grpcio", "protobuf")),
-    "flower": Peer((*FLOWER_NEEDS, "ray==2.55.1", "psutil"), without_dependencies=("flwr==1.42.0",)),
 }
 
 
@@ -75,6 +77,8 @@ def _install(home: Path, *packages: str) -> None:
 
 def rerun(name: str, *arguments: str) -> int:
     """Run the script that asks once more, on one core, in a peer's environment with hubbub on its path."""
+    import hubbub  # a peer's environment may import this file too
+
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     source = str(Path(hubbub.__file__).parent.parent)

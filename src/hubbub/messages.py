@@ -1,11 +1,13 @@
 """What travels between coordinator and participants. No type can carry a record.
 
-Every message names its run, plan, round and attempt, so that an answer to one question can never pass for
+Every message of a round names its run, plan, round and attempt, so that an answer to one question can never pass for
 an answer to another.
 
 *Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but these types, and each
 receiver checks what is in them.
 """
+
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -154,8 +156,9 @@ def pack_parameters(parameters: Float32[np.ndarray, " params"]) -> bytes:
     return parameters.astype("<f4").tobytes()
 
 
+@lru_cache(maxsize=1)
 def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " params"]:
-    """Model parameters from the wire.
+    """Model parameters from the wire, not to be written to; the last are kept, for whoever is asked with the same.
 
     Raises:
         RoundError: Not `dimension` finite values.
@@ -166,6 +169,7 @@ def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " para
             "model, must be finite, found a NaN or an infinity; nothing trained, nothing sent",
             hint="lower training.learning_rate",
         )
+    values.flags.writeable = False
     return values
 
 
