@@ -225,8 +225,8 @@ def _check_budget(events: Sequence[AnyEvent], run: str, *, recompute: bool) -> s
         with _as_failure("budget"):
             if isinstance(event, BudgetGranted):
                 check_granted(event, accounts, federation)
-            if _is_of(event, run, BudgetReserved) and recompute:
-                admit(accounts, event, home="")
+            if _is_of(event, run, BudgetReserved):
+                admit(accounts, event, home="", compose=recompute)
             accounts.apply(event)
         federation.apply(event)
     account = accounts.runs[run]
