@@ -254,6 +254,21 @@ def test_the_how_to_of_approvals_runs_as_it_is_written(tmp_path):
     assert "verified: Against" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_how_to_of_enrolment_runs_as_it_is_written_up_to_the_wire(tmp_path):
+    script = tmp_path / "enrol.sh"
+    script.write_text("set -euo pipefail\n" + "\n".join(blocks("docs/how-to/enrol.md", "sh")))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("members/*.membership")) == [
+        f"{name}.membership" for name in ("officer", "operator", "owner-a", "owner-b", "site-a", "site-b")
+    ]
+
+
 def test_what_a_site_may_ask_of_a_coordinator_is_documented_key_by_key(tmp_path):
     (policy,) = blocks("docs/how-to/attest.md", "toml")
     (tmp_path / "site.toml").write_text(policy)

@@ -6,7 +6,7 @@ import ipaddress
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hubbub.engine.direct import Credentials
@@ -29,6 +29,12 @@ def _builder(subject, issuer, key):
     )
 
 
+def _names(hosts):
+    return x509.SubjectAlternativeName(
+        [x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts]
+    )
+
+
 def _pem(key):
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -45,17 +51,19 @@ class Authority:
 
     def host(self, *hosts):
         """Make what a coordinator listens with; hosts are names or addresses."""
-        names = [
-            x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in hosts
-        ]
-        return self._signed(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
+        return self._signed(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, _names(hosts))
 
-    def participant(self, name):
+    def participant(self, name, *hosts):
         """Make what a participant or a person dials with; each call makes another key."""
-        return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH, *([_names(hosts)] if hosts else []))
 
-    def _signed(self, name, usage, *extensions):
-        key = ec.generate_private_key(ec.SECP256R1())
+    def renewed(self, credentials, name):
+        """Make another certificate for the same key."""
+        key = load_pem_private_key(credentials.key, None)
+        return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH, key=key)
+
+    def _signed(self, name, usage, *extensions, key=None):
+        key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(name, self.name, key)
         for extension in (x509.ExtendedKeyUsage([usage]), *extensions):
             builder = builder.add_extension(extension, critical=False)

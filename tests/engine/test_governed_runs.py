@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import hubbub
-from hubbub.engine.heads import Heads, witness_policy
+from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log, open_log_key, salts
 from hubbub.engine.prepare import prepare
 from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingError
 from hubbub.events import BudgetGranted, RoundClosed
-from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of
+from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of, witness_policy
 from hubbub.governance.acts import (
     FoundFederation,
     PassReview,

@@ -7,8 +7,9 @@ import time
 import pytest
 
 CHUNK = 1 << 20
-every = pytest.mark.parametrize("carrier", ["in process", "direct"], indirect=True)
-hosts = pytest.mark.parametrize("carrier", ["direct"], indirect=True)
+HOSTS = ["direct", "tunnel", pytest.param("flare", marks=pytest.mark.slow)]
+every = pytest.mark.parametrize("carrier", ["in process", *HOSTS], indirect=True)
+hosts = pytest.mark.parametrize("carrier", HOSTS, indirect=True)
 
 
 def echo(question):
@@ -33,7 +34,7 @@ def test_everybody_answers_its_own_question(carrier):
     names = [f"site-{number}" for number in range(8)]
     for name in names:
         carrier.join(name, lambda question, name=name: name.encode() + question)
-    assert carrier.transport.sites() == set(names)
+    assert set(carrier.transport.sites()) == set(names)
     questions = {name: f" is {number}".encode() for number, name in enumerate(names[1:])}
     answers = {name: bytes(reply) for name, reply in carrier.transport.ask(questions, seconds=5)}
     assert answers == {name: name.encode() + question for name, question in questions.items()}
@@ -98,7 +99,7 @@ def test_who_restarts_during_a_question_is_asked_again(carrier, gate):
 
 @hosts
 def test_a_lost_connection_is_made_again_and_nothing_is_handled_twice(carrier, gate, wire):
-    line, seen = wire(carrier.transport.port), []
+    line, seen = wire(carrier.port), []
     carrier.join("north", lambda question: seen.append(question) or (gate.wait() and question), line.address)
     for delay in (0.1, 0.3):
         threading.Timer(delay, line.cut).start()
@@ -109,7 +110,7 @@ def test_a_lost_connection_is_made_again_and_nothing_is_handled_twice(carrier, g
 
 @hosts
 def test_an_answer_lost_on_the_wire_is_given_again_without_asking_the_participant(carrier, wire):
-    line, seen = wire(carrier.transport.port), []
+    line, seen = wire(carrier.port), []
 
     def answer(question):
         seen.append(question)
@@ -124,7 +125,7 @@ def test_an_answer_lost_on_the_wire_is_given_again_without_asking_the_participan
 
 @hosts
 def test_a_silent_wire_is_noticed_within_the_keepalive(carrier, wire):
-    line = wire(carrier.transport.port)
+    line = wire(carrier.port)
     carrier.join("north", echo, line.address)
     line.silence()
     start = time.monotonic()
@@ -136,12 +137,13 @@ def test_a_silent_wire_is_noticed_within_the_keepalive(carrier, wire):
 
 @hosts
 def test_a_message_given_up_half_way_does_not_spoil_the_next(carrier, wire):
-    line = wire(carrier.transport.port)
-    carrier.join("north", echo, line.address)
+    line, seen = wire(carrier.port), []
+    carrier.join("north", lambda question: seen.append(question) or question, line.address)
     line.silence()
     threading.Timer(0.3, line.resume).start()
     assert list(carrier.transport.ask({"north": bytes(30_000_000)}, seconds=0.1)) == []
     assert list(carrier.transport.ask({"north": b"next"}, seconds=10)) == [("north", b"next")]
+    assert seen == [b"next"]
 
 
 @hosts
@@ -231,3 +233,58 @@ def test_closing_leaves_no_thread_and_ends_every_question(carrier, gate):
     carrier.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if "hubbub" in name or "Timer" in name]
+
+
+@hosts
+def test_who_answers_with_too_much_is_cut_and_the_others_are_not(carrier):
+    seen = []
+    carrier.join("greedy", lambda question: seen.append(question) or bytes(carrier.tuning.limit + 1))
+    carrier.join("north", echo)
+    answers, seconds = timed(carrier.transport.ask({"greedy": b"1", "north": b"2"}, seconds=60))
+    assert answers == {"north": b"2"}
+    assert seen == [b"1"]
+    assert seconds < 5
+
+
+@hosts
+def test_a_large_answer_lies_in_a_file_without_a_name(carrier):
+    carrier.join("north", lambda _: os.urandom(5_000_000))
+    [(_, large)] = carrier.transport.ask({"north": b"?"}, seconds=5)
+    assert isinstance(large, memoryview)
+    assert large.readonly
+    assert len(large) == 5_000_000
+    assert not list(carrier.spool.folder.iterdir())
+
+
+@hosts
+def test_who_is_struck_from_the_roster_is_gone_at_once_when_asked_for(carrier):
+    carrier.join("north", echo)
+    carrier.join("south", echo)
+    carrier.strike("north")
+    assert carrier.transport.sites() == {"south"}
+
+
+@hosts
+def test_who_is_struck_from_the_roster_is_not_asked_any_more(carrier):
+    seen = []
+    carrier.join("north", lambda question: seen.append(question) or question)
+    carrier.join("south", echo)
+    carrier.strike("north")
+    answers, seconds = timed(carrier.transport.ask({"north": b"1", "south": b"2"}, seconds=60))
+    assert answers == {"south": b"2"}
+    assert seconds < 5
+    assert seen == []
+
+
+@hosts
+def test_an_answer_of_who_was_struck_meanwhile_is_not_given(carrier, gate):
+    asked = threading.Event()
+    carrier.join("north", lambda question: asked.set() or (gate.wait() and question))
+    answers = []
+    asking = threading.Thread(target=lambda: answers.extend(carrier.transport.ask({"north": b"?"}, seconds=60)))
+    asking.start()
+    asked.wait()
+    carrier.strike("north")
+    gate.set()
+    asking.join()
+    assert answers == []

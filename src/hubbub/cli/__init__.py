@@ -9,6 +9,8 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
     budget.py      budget show, grant, history
     log.py         log show, prove, export, witness, verify
     governance.py  keys, federation, dataset, propose, approve, incident; governance_arguments.py, governance_lists.py
+    acts.py        which log they are about: a home's, or a coordinator's over the wire
+    enrolment.py   enrol, admit
     show.py        tables and the progress bar
     template/      what `hubbub new` writes
 

@@ -4,16 +4,20 @@ import argparse
 import hashlib
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from hubbub.cli.acts import asked, opened, state_of
 from hubbub.cli.budget import chosen_home
-from hubbub.engine.home import VARIABLE, open_log, salts
+from hubbub.cli.plain import plain
+from hubbub.engine.acts import Acts
+from hubbub.engine.commands import OfferStudy, ShowStatus, Status, StudyOffers
+from hubbub.engine.home import salts
 from hubbub.errors import InputError
-from hubbub.eventlog import EventLog
 from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
 from hubbub.governance.acts import (
     AcknowledgeIncident,
@@ -35,6 +39,9 @@ from hubbub.governance.keys import read_card, write_card
 from hubbub.governance.roles import Tightening, packaged, read_tightening
 from hubbub.governance.state import Case
 from hubbub.governance.statement import decide, propose, read
+from hubbub.planning import make_plan
+from hubbub.study import Lock, Study, load_study
+from hubbub.study.lock import write_lock
 
 DAY = 86_400
 SHORT = 12
@@ -92,7 +99,7 @@ def dataset_register(options: argparse.Namespace) -> None:
         unit=options.unit,
         grant="gaussian" if options.gaussian else "filter",
         unit_column=options.unit_column,
-        version_of=options.version_of and found(options.version_of, state_of(options)[0].datasets, "a dataset"),
+        version_of=options.version_of and found(options.version_of, state_of(options).datasets, "a dataset"),
         is_disjoint=options.disjoint,
     )
     _propose(options, act)
@@ -109,13 +116,11 @@ def dataset_sweep(options: argparse.Namespace) -> None:
         else:
             path.unlink(missing_ok=True)
 
-    log = _log(options)
-    try:
+    with opened(options) as acts:
         now = int(time.time())
-        envelopes = sweep(log.fold(Federation), keys, now, delete)
-        log.append(lambda: [log.fold(Federation).event(envelope, now) for envelope in envelopes])
-    finally:
-        log.close()
+        envelopes = sweep(acts.state(), keys, now, delete)
+        for envelope in envelopes:
+            acts.record(envelope, now)
     print(f"erased {len(envelopes)} datasets")
 
 
@@ -124,21 +129,14 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
-    from hubbub.engine.prepare import prepare
-    from hubbub.participant import commit
-    from hubbub.planning import make_plan
-    from hubbub.study import load_study
-
-    prepared = prepare(load_study(options.study))
-    plan, settings = make_plan(prepared.study), prepared.study.settings
-    state, home = state_of(options)
-    salt = salts(home, prepared.slots)
+    study, commitments = (_offered if options.at else _held_here)(options)
+    plan, settings, state = make_plan(study), study.settings, state_of(options)
     act = ProposeStudy(
         study=plan.study,
         study_hash=plan.study_hash,
         code_hash=plan.code_hash,
         plan_hash=plan.hash,
-        data={_dataset_of(state, name): commit(slots, salt[name]) for name, slots in prepared.slots.items()},
+        data={_dataset_of(state, name): commitment for name, commitment in commitments.items()},
         purpose=settings.study.purpose,
         terms=terms_of(settings, minimum=plan.minimum),
         change=options.change,
@@ -147,8 +145,54 @@ def propose_study(options: argparse.Namespace) -> None:
     _propose(options, act)
 
 
+def _held_here(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
+    """The study, and a commitment to each participant's records, which are on this machine."""
+    from hubbub.engine.prepare import prepare
+    from hubbub.participant import commit
+
+    prepared = prepare(load_study(options.study))
+    salt = salts(chosen_home(options), prepared.slots)
+    return prepared.study, {name: commit(slots, salt[name]) for name, slots in prepared.slots.items()}
+
+
+def _offered(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
+    """The study with a lock of what participants elsewhere hold, and the commitments that they answered with."""
+    study = load_study(options.study)
+    order = OfferStudy(study_hash=study.settings.approved_hash(), code_hash=study.code_hash)
+    offers = asked(options, order, StudyOffers).offers
+    held = [offer for offer in offers if not offer.refused]
+    for offer in offers:
+        if offer.refused:
+            print(f"hubbub: {offer.participant} does not take part: {offer.refused}", file=sys.stderr)
+    sizes = {offer.parameters for offer in held}
+    if len(sizes) != 1:
+        raise InputError(
+            f"study {study.settings.study.name}, must be held by participants with one and the same model, "
+            f"found {len(held)} participants with models of {sorted(sizes)} parameters; nothing recorded",
+            hint="owners copy the study into their sites' studies folder, and join",
+        )
+    lock = Lock(
+        format=1,
+        code_hash=study.code_hash,
+        schema_hash=study.schema_hash,
+        parameters=sizes.pop(),
+        slots={offer.participant: offer.slots for offer in held},
+    )
+    if study.lock_path is not None:
+        write_lock(study.lock_path, lock)
+    return study.with_lock(lock), {offer.participant: offer.data_commitment for offer in held}
+
+
 def propose_release(options: argparse.Namespace) -> None:
     """Ask to give a finished run's model to others."""
+    if options.at:
+        told = next((run for run in asked(options, ShowStatus(), Status).runs if run.run == options.folder), None)
+        if told is None or not told.claim_hash:
+            raise InputError(
+                f"run {options.folder}, must be a finished run of this coordinator, found none; nothing recorded",
+                hint="hubbub status",
+            )
+        return _propose(options, ReleaseModel(run=told.run, model_hash=told.model_hash, claim_hash=told.claim_hash))
     folder = Path(options.folder)
     try:
         model, claim = (folder / "model.safetensors").read_bytes(), (folder / "claim.json").read_bytes()
@@ -158,12 +202,12 @@ def propose_release(options: argparse.Namespace) -> None:
             f"{folder}, must be the directory of a finished run, {error}; nothing recorded", hint="hubbub run STUDY"
         ) from None
     hashes = {"model_hash": hashlib.sha256(model).hexdigest(), "claim_hash": hashlib.sha256(claim).hexdigest()}
-    _propose(options, ReleaseModel(run=str(run), **hashes))
+    return _propose(options, ReleaseModel(run=str(run), **hashes))
 
 
 def propose_budget(options: argparse.Namespace) -> None:
     """Ask that a dataset may spend more."""
-    state, _ = state_of(options)
+    state = state_of(options)
     dataset = found(options.dataset, state.datasets, "a dataset")
     _propose(options, RaiseBudget(dataset=dataset, epsilon=options.epsilon))
 
@@ -189,9 +233,9 @@ def propose_stop(options: argparse.Namespace) -> None:
 
 def approve(options: argparse.Namespace) -> None:
     """Approve or deny exactly one proposal's bytes."""
-    keys, log, now = load_keys(Path(options.key)), _log(options), int(time.time())
-    try:
-        cases = log.fold(Federation).cases
+    keys, now = load_keys(Path(options.key)), int(time.time())
+    with opened(options) as acts:
+        cases = acts.state().cases
         case = cases[found(options.case, cases, "a proposal")]
         days = options.expires if options.expires is not None else case.rule.expires_days
         envelope = decide(
@@ -202,9 +246,7 @@ def approve(options: argparse.Namespace) -> None:
             verdict="deny" if options.deny else "approve",
             conditions=tuple(options.condition),
         )
-        _append(log, envelope, now, case.id)
-    finally:
-        log.close()
+        _record(acts, envelope, now, case.id)
 
 
 # --- incidents
@@ -217,37 +259,18 @@ def incident_open(options: argparse.Namespace) -> None:
 
 def incident_acknowledge(options: argparse.Namespace) -> None:
     """Say that somebody is at it."""
-    state, _ = state_of(options)
+    state = state_of(options)
     _propose(options, AcknowledgeIncident(incident=found(options.incident, state.incidents, "an incident")))
 
 
 def incident_close(options: argparse.Namespace) -> None:
     """Ask that an incident is over."""
-    state, _ = state_of(options)
+    state = state_of(options)
     incident = found(options.incident, state.incidents, "an incident")
     _propose(options, CloseIncident(incident=incident, summary=options.summary))
 
 
 # --- the log, and what is printed
-
-
-def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
-    home = chosen_home(options)
-    if must_exist and not (home / "log.db").exists():
-        raise InputError(
-            f"{home}, must hold a log, found none; nothing recorded",
-            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
-        )
-    return open_log(home)
-
-
-def state_of(options: argparse.Namespace) -> tuple[Federation, Path]:
-    """The state as it is, and the home that it is of."""
-    log = _log(options)
-    try:
-        return log.fold(Federation), log.path.parent
-    finally:
-        log.close()
 
 
 def _propose(options: argparse.Namespace, act: AnyAct) -> None:
@@ -262,22 +285,21 @@ def _propose(options: argparse.Namespace, act: AnyAct) -> None:
         command = "dataset register" if isinstance(act, RegisterDataset) else "propose"
         raise InputError(f"{act.kind}, {error}; nothing recorded", hint=f"hubbub {command} --help") from None
     keys = load_keys(Path(options.key))
-    log, now = _log(options, must_exist=not isinstance(act, FoundFederation)), int(time.time())
-    try:
-        days = log.fold(Federation).rule(act, keys.card.key_id).expires_days
+    now = int(time.time())
+    with opened(options, must_exist=not isinstance(act, FoundFederation)) as acts:
+        days = acts.state().rule(act, keys.card.key_id).expires_days
         days = options.expires if options.expires is not None else days
         envelope = propose(act, keys.identity, at=now, expires=max(0, now + days * DAY))
-        _append(log, envelope, now, read(envelope).id)
-    finally:
-        log.close()
+        _record(acts, envelope, now, read(envelope).id)
 
 
-def _append(log: EventLog, envelope: str, now: int, case: str) -> None:
-    log.append(lambda: [log.fold(Federation).event(envelope, now)])
-    state = log.fold(Federation)
+def _record(acts: Acts, envelope: str, now: int, case: str) -> None:
+    acts.record(envelope, now)
+    state = acts.state()
     recorded = state.cases[case]
     standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
-    print(f"{case[:SHORT]}: {title(recorded)}: {standing}" + (f", waits for {waits}" if standing == "pending" else ""))
+    waiting = f", waits for {waits}" if standing == "pending" else ""
+    print(plain(f"{case[:SHORT]}: {title(recorded)}: {standing}{waiting}"))
 
 
 def found(beginning: str, known: Mapping[str, object], what: str) -> str:

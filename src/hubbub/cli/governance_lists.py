@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hubbub.cli.governance import SHORT, found, state_of, title
+from hubbub.cli.acts import state_of
+from hubbub.cli.governance import SHORT, found, title
 from hubbub.cli.plain import cell, json
 from hubbub.governance import Federation
 from hubbub.governance.state import Case
@@ -17,7 +18,7 @@ from hubbub.governance.state import Case
 
 def keys_list(options: argparse.Namespace) -> None:
     """List every key that was ever in force."""
-    state, _ = state_of(options)
+    state = state_of(options)
     rows = [
         {
             "key": key,
@@ -34,7 +35,7 @@ def keys_list(options: argparse.Namespace) -> None:
 
 def federation_show(options: argparse.Namespace) -> None:
     """Show who belongs to a federation and how many it has of what."""
-    state, _ = state_of(options)
+    state = state_of(options)
     roster = state.roster()
     shown = {
         "name": state.name or "sandbox: nothing is founded, everything is automatic",
@@ -62,7 +63,7 @@ def federation_show(options: argparse.Namespace) -> None:
 
 def dataset_list(options: argparse.Namespace) -> None:
     """List every dataset."""
-    state, _ = state_of(options)
+    state = state_of(options)
     rows = [
         {
             "dataset": key if options.json else key[:SHORT],
@@ -80,7 +81,7 @@ def dataset_list(options: argparse.Namespace) -> None:
 
 def approvals(options: argparse.Namespace) -> None:
     """Show what waits for whom, and what is late; or one proposal whole."""
-    state, _ = state_of(options)
+    state = state_of(options)
     now = int(time.time())
     if options.case:
         case = state.cases[found(options.case, state.cases, "a proposal")]
@@ -111,7 +112,7 @@ def approvals(options: argparse.Namespace) -> None:
 
 def incident_list(options: argparse.Namespace) -> None:
     """List every incident and how soon it was acknowledged."""
-    state, _ = state_of(options)
+    state = state_of(options)
     rows = [
         {
             "id": key if options.json else key[:SHORT],

@@ -5,12 +5,12 @@ round with too few contributions fails by name and is tried again as a new attem
 fresh samples and fresh noise, as often as the plan pays for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt32
 
 from hubbub.coordinator.step import ServerStep
 from hubbub.coordinator.sums import MakeSum, PlainSum, Sum
@@ -92,6 +92,10 @@ class Coordinator:
         self._make_sum = make_sum
         self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)
         self._failure: str | None = None
+        self.farewell: Mapping[str, bytes] = {}
+        """What tells the participants of the last attempt how it ended, where sums are secure."""
+        self.receipts: Mapping[str, bytes] = {}
+        """By survivor of the last attempt: what finds it in the record."""
 
     @property
     def is_finished(self) -> bool:
@@ -132,10 +136,12 @@ class Coordinator:
         self._failure = None
         model = pack_parameters(self.parameters)
         self._sum = self._start_sum(online, model)
-        return {
-            name: encode_message(RoundOpened(**self._address, parameters=model, payload=payload))
-            for name, payload in self._sum.open().items()
+        payloads = self._sum.open()
+        messages = {
+            payload: encode_message(RoundOpened(**self._address, parameters=model, payload=payload))
+            for payload in set(payloads.values())
         }
+        return {name: messages[payload] for name, payload in payloads.items()}
 
     def _start_sum(self, online: Sequence[str], model: bytes) -> Sum:
         if self._make_sum is not None:
@@ -146,15 +152,14 @@ class Coordinator:
         return PlainSum(cohort, dimension=self._plan.mechanism.length, minimum=minimum)
 
     @property
-    def _address(self) -> dict[str, Any]:
-        return {
-            "run": self.run,
-            "plan_hash": self._plan_hash,
-            "round_number": self.round_number,
-            "attempt": self.attempt,
-        }
+    def _attempt(self) -> dict[str, Any]:
+        return {"run": self.run, "round_number": self.round_number, "attempt": self.attempt}
 
-    def receive(self, data: bytes) -> None:
+    @property
+    def _address(self) -> dict[str, Any]:
+        return {**self._attempt, "plan_hash": self._plan_hash}
+
+    def receive(self, data: bytes | memoryview) -> None:
         """Add one contribution to the sum.
 
         Raises:
@@ -171,6 +176,24 @@ class Coordinator:
             )
         self._sum.receive(message.participant, message.payload)
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether this side adds up in the clear, so that `add` may be used."""
+        return isinstance(self._sum, PlainSum)
+
+    def add(self, participants: Sequence[str], vector: UInt32[np.ndarray, " length"]) -> None:
+        """Add the sum of several participants' vectors of this attempt, where they were made in one process.
+
+        Raises:
+            RoundError: The sum is secure, or one of them has not to answer; nothing was added.
+        """
+        if not isinstance(self._sum, PlainSum):
+            raise RoundError(
+                f"round {self.round_number}, must be added up by secure aggregation, found a clear sum; nothing added",
+                hint="mask each vector",
+            )
+        self._sum.add(participants, vector)
+
     def advance(self) -> dict[str, bytes]:
         """End a stage: everything asked and not answered by now has dropped out.
 
@@ -182,29 +205,28 @@ class Coordinator:
         except RoundError as error:
             self._failure = error.message
             return {}
+        return self._continued(payloads)
+
+    def _continued(self, payloads: Mapping[str, bytes]) -> dict[str, bytes]:
         return {
             name: encode_message(RoundContinued(**self._address, payload=payload)) for name, payload in payloads.items()
         }
 
     def close(self) -> RoundClosed | RoundFailed:
         """End the attempt: release the sum and move the model, or fail and leave the model as it was."""
-        total = self._sum.total
+        total, ending = self._sum.total, self._sum.end()
+        self.farewell, self.receipts = self._continued(ending.messages), ending.receipts
         if total is None:
             self._failures += 1
-            return RoundFailed(
-                run=self.run,
-                round_number=self.round_number,
-                attempt=self.attempt,
-                reason=self._failure or "given up before its sum was complete",
-            )
+            reason = self._failure or "given up before its sum was complete"
+            return RoundFailed(**self._attempt, reason=reason, **ending.record)
         mechanism = self._plan.mechanism
         self.parameters, norm = self._step.move(self.parameters, mechanism.release(total, self._randomness))
         closed = RoundClosed(
-            run=self.run,
-            round_number=self.round_number,
-            attempt=self.attempt,
+            **self._attempt,
             participants=None if mechanism.participants.is_secret else len(self._sum.survivors),
             step_norm=norm,
+            **ending.record,
         )
         self.round_number += 1
         self.attempt = 0

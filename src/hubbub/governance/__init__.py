@@ -11,6 +11,9 @@
     admission.py     whether one envelope is valid here and now
     federation.py    the fold, and the questions that others ask of it
     policy.py        a site's own limits
+    witnesses.py     whose cosignatures the log needs
+    certificates.py  who may open a TLS connection: authority, requests, certificates
+    enrolment.py     from a request to a membership
     snp.py           what an AMD processor says of a confidential VM
     attestation.py   what a coordinator must show of the machine below it
     retention.py     deletes what is past its last day
@@ -33,6 +36,7 @@ from hubbub.governance.keys import Card, Keys, load_keys, new_keys
 from hubbub.governance.policy import Facts, SitePolicy, read_policy
 from hubbub.governance.retention import sweep
 from hubbub.governance.statement import decide, propose, read
+from hubbub.governance.witnesses import witness_policy
 
 __all__ = [
     "AttestationPolicy",
@@ -58,4 +62,5 @@ __all__ = [
     "read_policy",
     "sweep",
     "terms_of",
+    "witness_policy",
 ]

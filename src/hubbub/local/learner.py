@@ -1,12 +1,13 @@
 """What training asks of a model, whatever its framework."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 
+from hubbub.errors import CodeError
 from hubbub.mechanism import Mechanism
 from hubbub.study import Slots
 from hubbub.study.config import Training
@@ -39,14 +40,27 @@ class Learner(Protocol):
         """Sums of clipped per-example gradients over the drawn slots, one float64 vector per microbatch."""
         ...
 
-    def update(
+    def updates(
         self,
         parameters: Float32[np.ndarray, " params"],
-        slots: Slots,
+        everyone: Sequence[Slots],
         training: Training,
-        rng: np.random.Generator,
-    ) -> Float[np.ndarray, " params"]:
-        """New weights minus old weights after local training on every real record; zeros without one."""
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
+        """New weights minus old weights after each participant's training on every real record; zeros without one.
+
+        Args:
+            parameters: Where each of them starts.
+            everyone: Slots of several participants.
+            training: The algorithm and its rates.
+            seeds: One for each participant, public.
+
+        Yields:
+            In order, a vector that is good until the next is asked for; or what the study's code raised.
+
+        Guarantees:
+            Nobody's update depends on who else is there.
+        """
         ...
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A PyTorch module as a learner."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from hubbub.errors import CodeError
 from hubbub.local.gradients import Clipper, PerExample, choose, clipped_sums, made_up_rows
-from hubbub.local.layout import Layout
+from hubbub.local.layout import Layout, make_rng
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
 from hubbub.study.code import call, running
 from hubbub.study.config import Training
 
 EVALUATION_ROWS = 1024
+
+_add = torch._foreach_add_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # what torch's own optimisers call
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,6 +51,7 @@ class TorchModel:
         self._views = self.views(self.flat)
         for value, view in zip(self.parameters, self._views, strict=True):
             value.data = view
+        self._moved = np.empty_like(self._initial)
         self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
 
     @property
@@ -109,27 +112,36 @@ class TorchModel:
         mechanism: Mechanism,
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
-        self.flat.copy_(torch.from_numpy(parameters))
+        self.flat.numpy()[:] = parameters
         self.module.train()
         return clipped_sums(self._clipper, slots, drawn, mechanism)
 
-    def update(
+    def updates(
         self,
         parameters: Float32[np.ndarray, " params"],
-        slots: Slots,
+        everyone: Sequence[Slots],
         training: Training,
-        rng: np.random.Generator,
-    ) -> Float[np.ndarray, " params"]:
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
         """Local SGD in place on the flat vector, `local_epochs` over the real records in shuffled batches.
 
         Guarantees:
-            Deterministic in its arguments. Only ever sent after clipping: what it does inside one
-            participant is covered by client-level privacy.
+            Deterministic in its arguments, one participant by one. Only ever sent after clipping: what it does
+            inside one participant is covered by client-level privacy.
         """
+        for slots, seed in zip(everyone, seeds, strict=True):
+            try:
+                yield self._update(parameters, slots, training, make_rng(seed))
+            except CodeError as error:
+                yield error
+
+    def _update(
+        self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, rng: np.random.Generator
+    ) -> Float32[np.ndarray, " params"]:
         real = np.flatnonzero(slots.is_real)
         if not real.size:
-            return np.zeros(self.dimension)
-        self.flat.copy_(torch.from_numpy(parameters))
+            return np.zeros(self.dimension, dtype=np.float32)
+        self.flat.numpy()[:] = parameters
         self.module.train()
         # For layers that draw, such as dropout. torch.manual_seed formats a traceback, for GPUs that are not there:
         # more work than a small participant's whole training.
@@ -139,9 +151,9 @@ class TorchModel:
             x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
             with running("model() or loss() in training"):
                 for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):
-                    for view, gradient in zip(self._views, self._gradients(*batch), strict=True):
-                        view.add_(gradient, alpha=-training.learning_rate)
-        return np.subtract(self.flat.numpy(), parameters, dtype=np.float64)
+                    _add(self._views, self._gradients(*batch), alpha=-training.learning_rate)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.subtract(self.flat.numpy(), parameters, out=self._moved)
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         loss = self.loss(self.module(x), y).mean()
@@ -152,7 +164,7 @@ class TorchModel:
 
         One output per record is the score of class 1 against class 0; more are one score per class.
         """
-        self.flat.copy_(torch.from_numpy(parameters))
+        self.flat.numpy()[:] = parameters
         self.module.eval()
         rows = np.flatnonzero(slots.is_real)
         loss, correct, is_classified = 0.0, 0, slots.y.dtype.kind in "iu"
@@ -169,7 +181,7 @@ class TorchModel:
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """The module's whole state dict; frozen parameters and buffers are as `model()` made them."""
-        self.flat.copy_(torch.from_numpy(parameters))
+        self.flat.numpy()[:] = parameters
         state = self.module.state_dict() | {n: v for n, v in self._untrained.items() if n in self.module.state_dict()}
         return {name: value.detach().numpy().copy() for name, value in state.items()}
 

@@ -13,7 +13,15 @@ decide who is whom, and what is believed of a message stands in its signatures.
 
 from hubbub.engine.direct.credentials import Credentials, Tuning, fingerprint
 from hubbub.engine.direct.frames import Spool
-from hubbub.engine.direct.server import DirectServer
-from hubbub.engine.direct.site import send_command, serve
+from hubbub.errors import InputError
+
+try:
+    from hubbub.engine.direct.server import DirectServer
+    from hubbub.engine.direct.site import send_command, serve
+except ModuleNotFoundError as error:
+    raise InputError(
+        f"a carrier between hosts, needs grpcio, found no module {error.name!r}",
+        hint="pip install 'hubbub[direct]'",
+    ) from error
 
 __all__ = ["Credentials", "DirectServer", "Spool", "Tuning", "fingerprint", "send_command", "serve"]
