@@ -171,7 +171,7 @@ class Ledger:
 
 def _forecast(accounts: Accounts, dataset: str, reserved: BudgetReserved, most: int) -> Forecast:
     grant = accounts.grants.get(dataset)
-    if grant is None or grant.kind == "schedule" or not is_private(reserved):
+    if grant is None or grant.kind in {"schedule", "unbounded"} or not is_private(reserved):
         return Forecast(dataset=dataset, cost=None, left=None, runs=None)
     uses, use = accounts.uses(dataset), (reserved, reserved.attempts)
     spent, count = composed(grant, uses), 0
@@ -212,7 +212,7 @@ def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
                     hint=f"hubbub budget grant {grant.dataset} --epsilon {grant.epsilon:g}",
                 )
     spent = composed(grant, accounts.uses(grant.dataset))
-    if grant.epsilon < spent:
+    if grant.epsilon < spent and grant.kind != "unbounded":
         raise BudgetError(
             f"{grant.dataset}, must be granted at least the epsilon {spent:.4f} it has spent, "
             f"found {grant.epsilon:g}; nothing granted",
@@ -256,6 +256,8 @@ def admit(accounts: Accounts, reserved: BudgetReserved, home: str, *, compose: b
                 "nothing trained, nothing spent",
                 hint=f"unit = {grant.unit!r} in study.toml",
             )
+        if grant.kind == "unbounded":
+            continue  # whoever approves a study decides alone
         if not is_private(reserved):
             raise BudgetError(
                 f"{dataset}, has a budget of epsilon {grant.epsilon:g}, this study adds no noise; "
@@ -292,12 +294,12 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
         who = grant.dataset if len(reserved.datasets) == 1 else "'*'"
-        enough = math.ceil(total * 10) / 10
+        enough = f"{math.ceil(total * 10) / 10:g}" if math.isfinite(total) else "E"
+        more = f"hubbub budget grant {who} --epsilon {enough} --home {home}"
         raise BudgetError(
             f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
             f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
-            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: "
-            f"hubbub budget grant {who} --epsilon {enough:g} --home {home}",
+            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}",
         )
 
 

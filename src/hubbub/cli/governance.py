@@ -97,7 +97,7 @@ def dataset_register(options: argparse.Namespace) -> None:
         epsilon=options.epsilon,
         delta=options.delta,
         unit=options.unit,
-        grant="gaussian" if options.gaussian else "filter",
+        grant="unbounded" if options.unbounded else "gaussian" if options.gaussian else "filter",
         unit_column=options.unit_column,
         version_of=options.version_of and found(options.version_of, state_of(options).datasets, "a dataset"),
         is_disjoint=options.disjoint,

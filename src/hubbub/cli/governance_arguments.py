@@ -74,8 +74,14 @@ def _add_dataset(actions: Any, add: Add) -> None:
     register.add_argument(
         "--unit", choices=["example", "client"], default="example", help="who is protected (default: example)"
     )
-    register.add_argument(
+    kind = register.add_mutually_exclusive_group()
+    kind.add_argument(
         "--gaussian", action="store_true", help="for Gaussian noise without sampling only, which costs less there"
+    )
+    kind.add_argument(
+        "--unbounded",
+        action="store_true",
+        help="for records that you would publish: without noise too",
     )
     register.add_argument("--unit-column", metavar="COLUMN", default="", help="what says which records are one unit")
     register.add_argument("--version-of", metavar="DATASET", help="an older dataset, whose budget this one shares")
