@@ -27,6 +27,9 @@ class Here:
         self._handlers = {}
         self.transport = InProcess(self._handlers)
 
+    def there(self):
+        return set(self.transport.sites())
+
     def join(self, name, handler):
         self._handlers[name] = handler
 
@@ -53,6 +56,10 @@ class Direct:
     def listen(self, port):
         """Say where participants dial."""
         self.port, self.address = port, f"localhost:{port}"
+
+    def there(self):
+        """Who is connected."""
+        return set(self.transport.sites())
 
     def enrol(self, name):
         """Give a name a key of its own, once."""
