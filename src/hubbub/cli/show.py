@@ -151,7 +151,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
             header, no_wrap=header == "dataset", justify="right" if header in {"spent", "of", "left"} else "left"
         )
     if planned is not None:
-        table.add_column("had it been planned", justify="right")
+        table.add_column("planned", justify="right")
     for name, line in _grouped(lines):
         spent, budget = line.epsilon_spent, line.epsilon_budget
         left = max(budget - spent, 0) if spent is not None and budget is not None else None
