@@ -112,13 +112,13 @@ class Tunnelled(Direct):
         super().__init__(authority, folder, **options)
         coordinator = ("127.0.0.1", self.transport.port)
         self.near = Tunnel(self._to_far)
-        self.far = Tunnel(self.near.take, lambda: socket.create_connection(coordinator))
+        self.far = Tunnel(lambda message, _: self.near.take(message), lambda: socket.create_connection(coordinator))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.listen(self._listener.getsockname()[1])
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
-    def _to_far(self, message):
+    def _to_far(self, message, _):
         return self.far.take(message)
 
     def _accept(self):
@@ -134,7 +134,7 @@ class Tunnelled(Direct):
         self._accepting.join()
         for end in (self.near, self.far):
             end.close()
-        until(lambda: "hubbub-tunnel" not in [thread.name for thread in threading.enumerate()])
+        until(lambda: not [thread for thread in threading.enumerate() if "hubbub-tunnel" in thread.name])
 
 
 class Wire:

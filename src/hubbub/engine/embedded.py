@@ -38,7 +38,7 @@ from hubbub.participant.records import Work
 from hubbub.participant.site import Charge
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
-from hubbub.study import Study, load_study
+from hubbub.study import Study, load_study, made_up
 from hubbub.tlog import Signer
 
 FORMAT = 1
@@ -241,7 +241,12 @@ class SitesHere:
         settings = self._prepared.study.settings
         records = {name: site.records for name, site in self._sites.items()}
         alone = Alone(records, self._prepared.learner, settings, length=running.plan.mechanism.length)
-        count = min(settings.speed.workers, running.plan.mechanism.participants.size(len(records)))
+        cohort = running.plan.mechanism.participants.size(len(records))
+        count = min(settings.speed.workers, cohort)
+        if running.noise_source == "os" and settings.privacy.unit == "client":
+            rows, example = sum(running.plan.slots.values()) // len(records), made_up(settings.data)
+            learner = self._prepared.learner
+            learner.rehearse(example, settings.training, participants=-(-cohort // count), rows=rows)
         if count == 1 or not running.randomness.is_apart_after_fork or not hasattr(os, "fork"):
             return alone
         return Pool(alone, count, in_child=running.folder.let_go)
