@@ -103,6 +103,7 @@ class World(deployment.Deployment):
         self.start()
 
     def close(self):
+        self.let_go()
         self.coordinating.close()
         for host in self.hosts.values():
             host.close()
@@ -192,6 +193,7 @@ def test_a_study_is_offered_approved_run_released_and_verified(world):
 STAGES = ["advert", "share", "masked", "consent", "unmask"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", range(5), ids=STAGES)
 def test_a_site_that_crashes_in_a_stage_drops_out_and_comes_back(world, stage):
     def spoil(name, at, message):
@@ -211,6 +213,7 @@ def test_a_site_that_crashes_in_a_stage_drops_out_and_comes_back(world, stage):
     world.check_charges()
 
 
+@pytest.mark.slow
 def test_two_sites_lost_in_a_stage_end_the_attempt_by_name_and_the_next_one_completes(world):
     def spoil(name, at, message):
         is_lost = name in "cd" and at == 2 and (message.round_number, message.attempt) == (2, 1)
@@ -225,6 +228,7 @@ def test_two_sites_lost_in_a_stage_end_the_attempt_by_name_and_the_next_one_comp
     world.check_charges()
 
 
+@pytest.mark.slow
 def test_with_too_few_sites_the_run_waits_by_name_and_goes_on_when_they_are_back(world):
     def spoil(_name, at, message):
         if at == 0 and message.round_number == 2:
@@ -246,6 +250,7 @@ class CoordinatorCrash(BaseException):
     """The coordinator's process is gone; nothing in it may clean up."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 4])
 def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, monkeypatch):
     monkeypatch.setattr("threading.excepthook", lambda _: None)
@@ -268,6 +273,7 @@ def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, m
     world.check_charges()
 
 
+@pytest.mark.slow
 def test_a_halted_run_stays_reserved_and_goes_on(world):
     def spoil(_name, at, message):
         if at == 0 and message.round_number == 2:
@@ -293,6 +299,7 @@ def refusal(world, name, code):
     return bool(told) and code in {event.code for event in noted} and not [one for one in world.sent if one[0] == name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
@@ -315,6 +322,7 @@ def test_a_site_whose_policy_forbids_the_study_refuses_and_the_run_goes_on_witho
     assert any(words in line["error"] for line in world.refusals("b")), world.refusals("b")
 
 
+@pytest.mark.slow
 def test_a_site_whose_code_is_another_refuses_and_is_not_in_the_run(world):
     order = world.approve_study(world.command)
     code = world.site("b") / "studies" / "away" / "study.py"
@@ -323,6 +331,7 @@ def test_a_site_whose_code_is_another_refuses_and_is_not_in_the_run(world):
     assert refusal(world, "b", "code")
 
 
+@pytest.mark.slow
 def test_a_site_whose_records_are_not_those_that_were_approved_refuses(world):
     order = world.approve_study(world.command)
     (world.site("b") / "data" / "seed").write_text("77")
@@ -359,6 +368,7 @@ def test_a_revoked_site_is_asked_no_more(world):
     assert max(at for name, at, _ in world.sent if name == "e") <= 2
 
 
+@pytest.mark.slow
 def test_a_run_that_an_owner_stopped_ends(world):
     def spoil(name, at, message):
         if at == 0 and message.round_number == 2 and name == "a" and not stopped:
@@ -372,6 +382,7 @@ def test_a_run_that_an_owner_stopped_ends(world):
     assert "must not be stopped by anybody who may" in told.words
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_puts_its_home_back_gets_no_session(world, tmp_path):
     def spoil(name, at, message):
         if (name, at, message.round_number) == ("a", 0, 2):
@@ -383,6 +394,7 @@ def test_a_coordinator_that_puts_its_home_back_gets_no_session(world, tmp_path):
     world.wires.spoil = spoil
     assert world.go().state == "interrupted"
     world.coordinating.close()
+    world.let_go()
     shutil.rmtree(world.home)
     shutil.copytree(tmp_path / "yesterday", world.home)
     run, sent = world.run, len(world.sent)
@@ -394,6 +406,7 @@ def test_a_coordinator_that_puts_its_home_back_gets_no_session(world, tmp_path):
     assert len(world.sent) == sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovery", ["ask", "charge"])
 def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_part(world, tmp_path, recovery):
     def spoil(name, at, message):
@@ -447,6 +460,7 @@ BYTES = st.one_of(
 @pytest.fixture(scope="module")
 def one_host(tmp_path_factory):
     made = deployment.Deployment(tmp_path_factory.mktemp("one"))
+    made.let_go()
     host = made.host("a")
     yield host
     host.close()
