@@ -112,9 +112,9 @@ class Federation(deployment.Deployment):
         self.all_there()
 
     def close(self):
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
+        self.let_go()
+        for name in self.processes:
+            self.kill(name)
 
     # --- what is asked
 
@@ -242,17 +242,16 @@ def test_a_site_killed_in_any_stage_is_one_dropout_and_takes_part_again(noisy):
         assert number + 1 in seen
 
 
-def test_a_site_that_was_killed_and_away_for_a_round_takes_part_again_when_its_owner_recovers_it(noisy):
+def test_a_site_that_was_away_for_a_round_charges_it_and_takes_part_again(noisy):
     noisy.order({4: 0}, {2: ("a", 2)})
     run = noisy.submit()
     until(lambda: (3, 1) in noisy.revealed("b", run))
-    recover = [sys.executable, "-m", "hubbub", "recover", str(noisy.site("a"))]
-    assert subprocess.run(recover, check=True, capture_output=True).stdout
     noisy.come_back("a")
     noisy.open_gate(4)
     until(lambda: noisy.is_over(run))
     assert {event.attempt for event in noisy.check_end(run).values()} == {1}
     assert [at for at, _ in noisy.revealed("a", run)] == [1, 2, *range(5, ROUNDS + 1)]
+    assert {(3, 1), (4, 1)} <= noisy.charged("a", noisy.read(run)[1])
 
 
 def test_a_frozen_site_is_a_dropout_and_takes_part_again(noisy):
