@@ -429,7 +429,10 @@ def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_pa
     assert done == [2, 4]
     before = {one for one in world.sent if one[0] == "c"}
     if recovery == "ask":
+        asked = []
+        world.wires.spoil = lambda name, _stage, message: asked.append(name) or message
         assert world.go().state == "finished"
+        assert set(asked) == {"a", "b", "d", "e"}  # it says so when it is offered the run: nobody counts on it
         assert {one for one in world.sent if one[0] == "c"} == before
         assert any("must remember every attempt of its runs" in line["error"] for line in world.refusals("c"))
         world.hosts["c"]._folder.ask_recovery()

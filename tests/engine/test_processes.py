@@ -24,7 +24,7 @@ from hubbub.engine.direct import Credentials, send_command
 from hubbub.engine.home import open_log
 from hubbub.engine.record import events_of
 from hubbub.errors import HostError
-from hubbub.events import RoundClosed, RunFinished
+from hubbub.events import ParticipantRefused, RoundClosed, RunFinished
 from hubbub.governance.enrolment import client_credentials, read_membership
 from hubbub.participant.log_view import LogView
 
@@ -316,6 +316,8 @@ def live(federation, dice, most):
         federation.coordinate()
     federation.all_there()
     federation.check_end(run)
+    refused = {event.code for event in federation.read(run)[2] if isinstance(event, ParticipantRefused)}
+    assert "log" not in refused  # nobody is shown a head while too few are back to cosign it
     return run, killed
 
 
