@@ -223,11 +223,12 @@ class Evidence(msgspec.Struct, frozen=True):
 Read = TypeVar("Read", bound=Part)
 
 
-def read(kind: type[Read], data: bytes) -> Read:
+def read(kind: type[Read], data: bytes | memoryview) -> Read:
     """Read one part, strictly.
 
     Guarantees:
-        What is returned encodes to `data` again: no byte is skipped and none has two readings.
+        What is returned encodes to `data` again: no byte is skipped and none has two readings. An attachment is
+        not copied: it shows the bytes of `data`.
 
     Raises:
         InputError: The bytes are not exactly of this type.
@@ -271,13 +272,17 @@ def _reader(annotation: Any) -> Reader:
         return functools.partial(_read_many, item=_reader(arguments[0]))
     if isinstance(annotation, type) and issubclass(annotation, Part):
         return functools.partial(_read_part, annotation)
-    return {int: _read_integer, str: _read_string}.get(annotation, _read_bytes)
+    return {int: _read_integer, str: _read_string, bytes | memoryview: _read_view}.get(annotation, _read_bytes)
 
 
 def _read_bytes(data: memoryview, size: int | None = None) -> bytes:
     if size not in (None, len(data)):
         raise _malformed(f"{size} bytes in a field", f"{len(data)}")
     return bytes(data)
+
+
+def _read_view(data: memoryview) -> memoryview:
+    return data
 
 
 def _read_many(data: memoryview, item: Reader) -> tuple[Any, ...]:
