@@ -10,12 +10,12 @@ help:
 	@echo "make test       every test that fits in five minutes"
 	@echo "make test-slow  the rest"
 	@echo "make check      lint, types, layers"
-	@echo "make bench      performance claims, measured beside named others"
+	@echo "make bench      performance claims, measured beside named others (ONLY=\"noise log\": some of them)"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,examples,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[torch,examples,direct,dev]"
 	@touch $@
 
 demo: $(STAMP)
@@ -35,7 +35,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/run_all.py $(ONLY)
 
 clean:
 	rm -rf .venv build

@@ -9,11 +9,11 @@ ledger of its own, so two calls of this script differ in the last digits.
 
 import argparse
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
 import msgspec
+from goals import Result, finish, machine
 
 import hubbub
 from hubbub.engine import RunResult
@@ -45,12 +45,11 @@ def main() -> None:
     unknown = set(asked.examples) - set(GOALS)
     if unknown:
         parser.error(f"examples are {', '.join(GOALS)}, found {', '.join(sorted(unknown))}")
-    missed = [name for name in asked.examples or GOALS if not measure(name, asked.seeds)]
-    raise SystemExit(1 if missed else 0)
+    finish([measure(name, asked.seeds) for name in asked.examples or GOALS], machine("torch", "scikit-learn"))
 
 
-def measure(example: str, seeds: int) -> bool:
-    """Print every seed and the mean of one example; return whether the goal is met."""
+def measure(example: str, seeds: int) -> Result:
+    """Print every seed of one example; the mean is held to its goal."""
     accuracies = []
     for seed in range(seeds):
         result = run(example, seed)
@@ -59,11 +58,8 @@ def measure(example: str, seeds: int) -> bool:
         print(
             f"{example:14} seed {seed}: accuracy {accuracies[-1]:.4f}  {spent}  {result.wall_seconds:.1f} s", flush=True
         )
-    mean = statistics.fmean(accuracies)
-    is_met = mean >= GOALS[example]
-    verdict = "pass" if is_met else "miss"
-    print(f"{example:14} mean of {seeds}: value {mean:.4f}  goal {GOALS[example]:g}  {verdict}", flush=True)
-    return is_met
+    name = f"{example}: test accuracy, mean of {seeds} seeds, epsilon {result.epsilon_budget:g}"
+    return Result(name, accuracies, f">= {GOALS[example]:g}", is_headline=True, by="mean")
 
 
 if __name__ == "__main__":

@@ -6,39 +6,30 @@ A step takes its batch from an array, computes the gradient and moves the parame
 pass; hubbub's is a participant's whole sum: packed in microbatches of 64 rows (a smaller batch is padded to that),
 clipped, summed in float64. Opacus gets the same module and batch and is asked for its clipped sum: per-example
 gradients by hooks, by functorch, by einsum, and ghost clipping; the best of those counts. Nobody draws noise.
-Opacus gets an environment of its own in build/peers/opacus, made here at the first run, which sees this one's torch.
+Opacus gets an environment of its own, which sees this one's torch.
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import sysconfig
 import time
-import venv
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import torch
+from goals import Result, finish, machine
 from torch import Tensor, nn
 from torch.nn import functional
 
-import hubbub
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.local.bookkeeping import Bookkeeper
 from hubbub.local.torch_model import TorchModel
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
 
-OPACUS = "opacus==1.6.0"
-PEER = Path(__file__).resolve().parent.parent / "build" / "peers" / "opacus"
 MODES = ("hooks", "functorch", "ew", "ghost")
 MAX_NORM, RATE = 0.5, 0.1
 
@@ -116,6 +107,7 @@ class Case:
     """Steps in each turn."""
     plain_goal: float | None
     opacus_goal: float | None
+    is_headline: bool = False
 
     @property
     def label(self) -> str:
@@ -126,7 +118,7 @@ class Case:
 CASES = (
     Case("LR784", linear, 64, 100, 1.6, 3.0),
     Case("MLP", mlp, 64, 30, 2.2, 2.0),
-    Case("MLP", mlp, 256, 10, 1.6, 2.0),
+    Case("MLP", mlp, 256, 10, 1.6, 2.0, is_headline=True),
     Case("CNN 80k", cnn, 64, 4, 1.6, None),
     Case("transformer 0.93M", transformer, 32, 1, 1.6, None),
     Case("transformer 0.93M", transformer, 64, 1, None, None),
@@ -273,47 +265,10 @@ def clipped_sums_agree(case: Case, slots: Slots, rows: np.ndarray) -> float:
     return worst
 
 
-def install_peer() -> None:
-    """Opacus in an environment of its own, on the torch and numpy that hubbub runs on."""
-    wanted = [OPACUS, *(f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy"))]
-    done, own = PEER / "installed", sysconfig.get_path("purelib")
-    if done.exists() and done.read_text() == "\n".join([*wanted, own]):
-        return
-    print(f"installing {', '.join(wanted)} in {PEER}", file=sys.stderr)
-    venv.create(PEER, with_pip=True, clear=True)
-    library = sysconfig.get_path("purelib", vars={"base": str(PEER)})
-    (Path(library) / "beside.pth").write_text(own + "\n")
-    subprocess.run([PEER / "bin" / "pip", "install", "-qq", *wanted], check=True, stdout=sys.stderr)
-    done.write_text("\n".join([*wanted, own]))
-
-
 # --- the table ---
 
 
-@dataclass(frozen=True)
-class Row:
-    """Ratios, one per turn, and their goal."""
-
-    what: str
-    values: Sequence[float]
-    goal: float | None
-    is_least: bool = False
-    """Whether the goal is the least allowed value; else it is the most."""
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the median reaches the goal."""
-        value = statistics.median(self.values)
-        return self.goal is None or (value >= self.goal if self.is_least else value <= self.goal)
-
-    def __str__(self) -> str:
-        goal = f"{'>=' if self.is_least else '<='} {self.goal:g} x" if self.goal else ""
-        verdict = ("pass" if self.is_met else "MISS") if self.goal else ""
-        spread = f"{min(self.values):.2f} to {max(self.values):.2f}"
-        return f"{self.what:48} {goal:>9} {statistics.median(self.values):7.2f}   {spread:16} {verdict}"
-
-
-def compare(case: Case, repeats: int, *, with_opacus: bool) -> list[Row]:
+def compare(case: Case, repeats: int, *, with_opacus: bool) -> list[Result]:
     """Print milliseconds per step; the ratios are those within each turn."""
     slots, rng = make_slots(case), np.random.default_rng(1)
     batches = [rng.choice(len(slots), case.batch, replace=False) for _ in range(case.steps)]
@@ -330,24 +285,21 @@ def compare(case: Case, repeats: int, *, with_opacus: bool) -> list[Row]:
     for name, each in times.items():
         print(f"  {name:20} {statistics.median(each):9.3f}   {min(each):.3f} to {max(each):.3f}", flush=True)
     ratios = [one / other for one, other in zip(times["hubbub"], times["plain"], strict=True)]
-    rows = [Row(f"{case.label}: private / plain", ratios, case.plain_goal)]
+    goal = f"<= {case.plain_goal:g} x" if case.plain_goal else "x"
+    results = [Result(f"{case.label}: private / plain step", ratios, goal, is_headline=case.is_headline)]
     if len(times) > 2:
         best = min(list(times)[2:], key=lambda name: statistics.median(times[name]))
         ratios = [one / other for one, other in zip(times[best], times["hubbub"], strict=True)]
-        rows.append(Row(f"{case.label}: {best} / hubbub", ratios, case.opacus_goal, is_least=True))
-    return rows
+        goal = f">= {case.opacus_goal:g} x"
+        results.append(Result(f"{case.label}: {best} / hubbub", ratios, goal, is_headline=case.is_headline))
+    return results
 
 
 def measure(repeats: int, *, with_opacus: bool) -> None:
     torch.set_num_threads(1)
-    rows = [row for case in CASES for row in compare(case, repeats, with_opacus=with_opacus)]
-    names = ("hubbub", "torch", "numpy", *(["opacus"] if with_opacus else []))
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    print(f"\nPython {platform.python_version()}, {packages}, {platform.machine()}, one core, {repeats} turns")
-    print(f"{'':48} {'goal':>9} {'median':>7}   {'range':16}")
-    for row in rows:
-        print(row)
-    raise SystemExit(not all(row.is_met for row in rows))
+    results = [result for case in CASES for result in compare(case, repeats, with_opacus=with_opacus)]
+    packages = machine("torch", "numpy", *(["opacus"] if with_opacus else []))
+    finish(results, packages, f"one core, {repeats} turns")
 
 
 def main() -> None:
@@ -358,13 +310,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.without_opacus or asked.beside_opacus:
         measure(asked.repeats, with_opacus=asked.beside_opacus)
-    install_peer()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    source = str(Path(hubbub.__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [PEER / "bin" / "python", __file__, "--beside-opacus", "--repeats", str(asked.repeats)]
-    raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+    raise SystemExit(peers.rerun("opacus", "--beside-opacus", "--repeats", str(asked.repeats)))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def test_the_participants_half_imports_no_coordinator():
     assert not any(name.startswith(("hubbub.coordinator", "hubbub.engine", "hubbub.release")) for name in modules)
 
 
+def test_a_participants_half_of_a_carrier_imports_no_coordinator():
+    modules = loaded_after("import hubbub.engine.direct")
+    assert not any(name.startswith(("hubbub.coordinator", "hubbub.release", "torch")) for name in modules)
+
+
 @pytest.mark.parametrize("statement", ["import hubbub", "import hubbub.cli.arguments", "import hubbub.planning"])
 def test_importing_loads_neither_torch_nor_the_accountant(statement):
     assert not {"torch", "dp_accounting", "scipy"} & loaded_after(statement)

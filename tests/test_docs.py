@@ -16,7 +16,8 @@ import hubbub
 from hubbub.cli.arguments import COMMANDS, _parser
 from hubbub.engine import embedded, home
 from hubbub.events import AnyEvent
-from hubbub.governance import read_policy
+from hubbub.governance import AttestationPolicy, read_attestation_policy, read_policy
+from hubbub.governance.snp import Tcb
 from hubbub.study.code import Code
 from hubbub.study.config import Column, Settings
 
@@ -251,6 +252,34 @@ def test_the_how_to_of_approvals_runs_as_it_is_written(tmp_path):
     assert "propose-study my-study: in force" in done.stdout
     assert re.search(r"release-model my-study-\w+: in force", done.stdout)
     assert "verified: Against" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_how_to_of_enrolment_runs_as_it_is_written_up_to_the_wire(tmp_path):
+    script = tmp_path / "enrol.sh"
+    script.write_text("set -euo pipefail\n" + "\n".join(blocks("docs/how-to/enrol.md", "sh")))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("members/*.membership")) == [
+        f"{name}.membership" for name in ("officer", "operator", "owner-a", "owner-b", "site-a", "site-b")
+    ]
+
+
+def test_what_a_site_may_ask_of_a_coordinator_is_documented_key_by_key(tmp_path):
+    (policy,) = blocks("docs/how-to/attest.md", "toml")
+    (tmp_path / "site.toml").write_text(policy)
+    assert read_attestation_policy(tmp_path / "site.toml").minimum_tcb == {
+        "Milan": Tcb(bootloader=4, snp=24, microcode=219)
+    }
+    page = read("docs/how-to/attest.md")
+    assert [row[0].strip("`") for row in rows(section(page, "What a site says"))[1:]] == [
+        *AttestationPolicy.__struct_fields__
+    ]
+    assert all(f"`{level}`" in page for level in Tcb.__struct_fields__)
 
 
 def test_the_site_policy_of_the_how_to_is_one(tmp_path):

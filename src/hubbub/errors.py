@@ -4,7 +4,8 @@
     ├── InputError             exit code 2: a file, key or value is wrong
     │   ├── StudyError         study.toml or its lock
     │   ├── CodeError          study.py, or what it returned
-    │   └── PlanError          settings that are each right and impossible together
+    │   ├── PlanError          settings that are each right and impossible together
+    │   └── HostError          another host is not there, or does not answer
     ├── RefusedError           exit code 1: policy or budget says no
     │   ├── BudgetError        a dataset's ledger
     │   ├── RoundError         a round that must not be completed
@@ -49,6 +50,10 @@ class CodeError(InputError):
 
 class PlanError(InputError):
     """Each setting is right, but no plan satisfies them together."""
+
+
+class HostError(InputError):
+    """Another host is not there, or does not answer; what it did meanwhile is not known."""
 
 
 class RefusedError(HubbubError):

@@ -65,12 +65,13 @@ class ParticipantJoined(Event, frozen=True, tag="participant-joined"):
 class BudgetGranted(Event, frozen=True, tag="budget-granted"):
     """An owner allows its dataset to be used up to (epsilon, delta).
 
-    Kind "filter" admits any run while RDP at `order` fits; "schedule" admits the listed plans only.
+    Kind "filter" admits any run while RDP at `order` fits; "gaussian" any whose noise is Gaussian without sampling
+    while sum 1/z^2 fits; "schedule" admits the listed plans only.
     """
 
     dataset: Public[str]
     unit: Public[str]
-    kind: Public[Literal["filter", "schedule"]]
+    kind: Public[Literal["filter", "gaussian", "schedule"]]
     epsilon: Public[float]
     delta: Public[float]
     order: Public[float]

@@ -1,19 +1,24 @@
 """The ledger never under-counts, whoever writes to it and however often."""
 
+import contextlib
+import math
 import sqlite3
 import subprocess
 import sys
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubbub.accounting.epsilon import rdp_epsilon
-from hubbub.accounting.grants import composed, filter_grant, sandbox_grant, schedule_grant
-from hubbub.accounting.ledger import Ledger
+from hubbub.accounting import gaussian
+from hubbub.accounting.accounts import Accounts
+from hubbub.accounting.epsilon import epsilon, rdp_epsilon
+from hubbub.accounting.grants import composed, filter_grant, repeated, sandbox_grant, schedule_grant
+from hubbub.accounting.ledger import Ledger, admit
 from hubbub.errors import BudgetError, InputError, VerificationError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetReserved, BudgetSettled, encode_event
+from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, encode_event
 
 DELTA = 1e-5
 
@@ -278,6 +283,122 @@ def test_history_holds_every_event_in_order(ledger):
     assert history[:2] == appended
     assert history[-1] == settled
     assert len(history) == 4
+
+
+# --- Gaussian filters ---
+
+
+def plain(z=4.0):
+    return {"@": "GaussianDpEvent", "noise_multiplier": z}
+
+
+def test_a_gaussian_filter_adds_up_squares_and_admits_what_renyi_would_not(ledger):
+    total = 2.2
+    ledger.grant([filter_grant("heart", "example", total, DELTA, kind="gaussian")])
+    runs = [reservation(f"r{at}", attempts=3, dp_event=plain(z), inflation=0.0) for at, z in enumerate((4.0, 7.0, 9.0))]
+    mu = gaussian.mu((run.dp_event["noise_multiplier"], 3) for run in runs)
+    assert gaussian.epsilon(DELTA, mu) <= total < rdp_epsilon([repeated(run.dp_event, 3) for run in runs], DELTA)[0]
+    for run in runs:
+        ledger.reserve(run)
+    assert spent(ledger) == pytest.approx(gaussian.epsilon(DELTA, mu), rel=1e-12)
+    with pytest.raises(BudgetError, match=r"heart has epsilon 0\.\d\d of 2\.20 left at delta 1e-05, this study needs"):
+        ledger.reserve(reservation("r4", attempts=30, dp_event=plain(4.0)))
+
+
+@given(noises=st.lists(st.floats(1.0, 30.0), min_size=1, max_size=12), budget=st.floats(0.3, 6.0))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_admitted_one_after_the_other_stays_below_mu(noises, budget):
+    grant = filter_grant("heart", "example", budget, DELTA, kind="gaussian")
+    accounts = Accounts({"heart": grant})
+    for at, z in enumerate(noises):
+        run = reservation(f"r{at}", attempts=1, dp_event=plain(z), inflation=0.0)
+        with contextlib.suppress(BudgetError):
+            admit(accounts, run, home="")
+            accounts.apply(run)
+    squares = sum(1 / run.reserved.dp_event["noise_multiplier"] ** 2 for run in accounts.runs.values())
+    assert gaussian.delta(budget, squares**0.5) <= DELTA * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("dp_event", [event(), {"@": "ZCDpEvent", "rho": 0.01, "xi": 0.0}])
+def test_a_gaussian_filter_admits_nothing_else(ledger, dp_event):
+    ledger.grant([filter_grant("heart", "example", 8.0, DELTA, kind="gaussian")])
+    words = "heart, has a budget for Gaussian noise without sampling, found a study that samples; nothing trained"
+    with pytest.raises(BudgetError, match=words):
+        ledger.reserve(reservation(dp_event=dp_event))
+    assert math.isinf(composed(ledger.accounts().grants["heart"], [(reservation(dp_event=dp_event), 1)]))
+
+
+def test_attempts_never_opened_return_to_a_gaussian_filter(ledger):
+    ledger.grant([filter_grant("heart", "example", 8.0, DELTA, kind="gaussian")])
+    ledger.reserve(reservation(dp_event=plain()))
+    whole = spent(ledger)
+    ledger.charge("r1", 1, 1)
+    ledger.settle("r1")
+    assert 0 < spent(ledger) < whole
+
+
+def test_a_filter_does_not_become_a_gaussian_one(ledger):
+    ledger.grant([filter_grant("heart", "example", 8.0, DELTA)])
+    with pytest.raises(
+        BudgetError, match="heart: kind, is fixed when a budget is made, found 'gaussian' after 'filter'"
+    ):
+        ledger.grant([filter_grant("heart", "example", 9.0, DELTA, kind="gaussian")])
+
+
+# --- had it been planned ---
+
+
+def test_what_runs_would_have_cost_in_advance_is_told_and_admits_nothing(ledger):
+    ledger.grant([filter_grant("heart", "example", 8.0, DELTA), filter_grant("lungs", "example", 8.0, DELTA)])
+    assert ledger.accounts().planned("heart") == 0.0
+    runs = [reservation(f"r{at}", dp_event=event(z=2.0 + at)) for at in range(3)]
+    for run in runs:
+        ledger.reserve(run)
+    told = ledger.accounts().planned("heart")
+    exact = epsilon([repeated(run.dp_event, run.attempts) for run in runs], DELTA).epsilon
+    assert exact <= told <= 1.01 * exact
+    assert told < spent(ledger)
+    assert ledger.accounts().planned("heart") == told
+    assert ledger.accounts().planned("nobody's") is None
+
+
+def test_without_noise_no_plan_would_have_helped(ledger):
+    ledger.reserve(reservation(dp_event=NOT_PRIVATE), sandbox_delta=DELTA)
+    ledger.reserve(reservation("r2"), sandbox_delta=DELTA)
+    assert ledger.accounts().planned("heart") is None
+
+
+# --- logs that no ledger wrote ---
+
+
+@pytest.mark.parametrize("change", [{"order": 2.0}, {"delta": 1e-6}, {"unit": "client"}, {"kind": "gaussian"}])
+def test_a_log_that_changes_what_a_grant_rests_on_is_refused(change):
+    grant, accounts = filter_grant("heart", "example", 3.0, DELTA), Accounts()
+    accounts.apply(grant)
+    accounts.apply(msgspec.structs.replace(grant, epsilon=4.0))
+    with pytest.raises(
+        VerificationError, match="budget of heart, keeps kind, unit, delta, order for ever, found another"
+    ):
+        accounts.apply(msgspec.structs.replace(grant, **change))
+
+
+def test_a_log_that_changes_a_schedule_is_refused():
+    grant, accounts = schedule_grant("heart", [reservation()], 9.0, DELTA), Accounts()
+    accounts.apply(grant)
+    accounts.apply(grant)
+    with pytest.raises(VerificationError, match="budget of heart, keeps"):
+        accounts.apply(msgspec.structs.replace(grant, epsilon=10.0))
+
+
+def test_a_listed_plan_that_reserves_more_than_was_listed_is_refused(ledger):
+    ledger.grant([schedule_grant("heart", [reservation()], granted := 3.0, DELTA)])
+    with pytest.raises(BudgetError, match=f"heart has epsilon .* of {granted:.2f} left .* this study needs"):
+        ledger.reserve(reservation(attempts=500))
+
+
+def test_no_account_admits_noise_without_a_grant():
+    with pytest.raises(BudgetError, match="heart, has no budget, nothing was granted; nothing trained, nothing spent"):
+        admit(Accounts(), reservation(), home="")
 
 
 RACE = """

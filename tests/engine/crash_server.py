@@ -42,13 +42,13 @@ class Notes:
 
 def observe(notes):
     """Note what leaves participants, what is acknowledged, what is signed and which noise is drawn."""
-    from hubbub.engine import embedded
+    from hubbub.engine import running
     from hubbub.mechanism import Mechanism
     from hubbub.messages import decode_message
     from hubbub.participant.site import Participant
     from hubbub.tlog import Store
 
-    receive, append, sign, noised = Participant.receive, Store.append, embedded.sign_checkpoint, Mechanism.noised
+    receive, append, sign, noised = Participant.receive, Store.append, running.sign_checkpoint, Mechanism.noised
 
     def noting_receive(self, data, learner):
         reply = receive(self, data, learner)
@@ -74,22 +74,23 @@ def observe(notes):
         return result
 
     Participant.receive, Store.append, Mechanism.noised = noting_receive, noting_append, noting_noised
-    embedded.sign_checkpoint = noting_sign
+    running.sign_checkpoint = noting_sign
 
 
 def charge_late():
     """Break the engine: the charge is written after the replies were handed over."""
-    from hubbub.engine.embedded import _Session
+    from hubbub.engine.embedded import SitesHere
+    from hubbub.engine.running import Running
 
-    charge, carry, late = _Session._charge, _Session._carry, []
+    charge, carry, late = Running._charge, SitesHere._carry, []
 
     def carry_first(self, *arguments):
         carry(self, *arguments)
         while late:
             charge(*late.pop())
 
-    _Session._charge = lambda *arguments: late.append(arguments)
-    _Session._carry = carry_first
+    Running._charge = lambda *arguments: late.append(arguments)
+    SitesHere._carry = carry_first
 
 
 def charge_in_memory():

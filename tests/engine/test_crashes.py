@@ -248,7 +248,7 @@ def worlds(server, folder, kind, mutant=None):
         yield World(server, folder / str(number), kind, mutant)
 
 
-SNAPSHOT = {"place": "_Session._train > RunFolder.write_snapshot after", "nth": 2}
+SNAPSHOT = {"place": "Running._train > RunFolder.write_snapshot after", "nth": 2}
 
 
 def trace(world, name):
@@ -257,7 +257,7 @@ def trace(world, name):
     return Counter(json.loads((world.notes / name).read_text()))
 
 
-WHERE_IT_COUNTS = ("_Session._carry ", "_Session._charge ", "_Session._attempt ", "_Session._train ", "Participant.")
+WHERE_IT_COUNTS = ("SitesHere._carry ", "Running._charge ", "SitesHere.attempt ", "Running._train ", "Participant.")
 WHERE_IT_COUNTS += (
     "Client.",
     "Ledger.charge",
@@ -354,11 +354,11 @@ def test_record_level_runs_killed_between_vectors_are_never_under_charged_and_en
 
 
 BEFORE_IT_IS = {
-    "_Session.reserve > RunFolder.make after": "must be a run directory",
+    "Running.reserve > RunFolder.make after": "must be a run directory",
     "RunFolder.write_start > RunFolder.write before": "must be a run directory",
-    "_Session.reserve > RunFolder.write_start after": "must hold a reservation to go on, found that it was interrupted "
+    "Running.reserve > RunFolder.write_start after": "must hold a reservation to go on, found that it was interrupted "
     "before it made one; nothing trained, nothing spent",
-    "_Session.reserve > Ledger.reserve before": "must hold a reservation to go on",
+    "Running.reserve > Ledger.reserve before": "must hold a reservation to go on",
 }
 
 
@@ -372,22 +372,22 @@ def test_a_run_killed_before_its_reservation_never_was(server, tmp_path, place):
 
 
 AT_ITS_BEGINNING = [
-    "_Session.reserve > Ledger.reserve after",
-    "_Session.run > _Session._begin before",
-    "_Session.run > Record.__init__ before",
-    "_Session.run > EventLog.flush before",
-    "_Session.run > EventLog.flush after",
+    "Running.reserve > Ledger.reserve after",
+    "Running.run > Running._begin before",
+    "Running.run > Record.__init__ before",
+    "Running.run > EventLog.flush before",
+    "Running.run > EventLog.flush after",
 ]
 AT_ITS_END = [
-    "_Session._finish > RunFolder.write before",
-    "_Session._finish > RunFolder.write after",
-    "_Session._finish > Record.append after",
-    "_Session._finish > Ledger.settle before",
-    "_Session._finish > Ledger.settle after",
-    "_Session._result > claim_from_log before",
-    "_Session._result > write_report before",
-    "_Session._result > write_report after",
-    "_Session._result > observe.<locals>.noting_sign after",
+    "Running._finish > RunFolder.write before",
+    "Running._finish > RunFolder.write after",
+    "Running._finish > Record.append after",
+    "Running._finish > Ledger.settle before",
+    "Running._finish > Ledger.settle after",
+    "Running._result > claim_from_log before",
+    "Running._result > write_report before",
+    "Running._result > write_report after",
+    "Running._result > observe.<locals>.noting_sign after",
 ]
 
 
@@ -402,15 +402,15 @@ def test_killed_at_its_beginning_or_end_it_ends_well(server, tmp_path, place):
 
 AT_RESUMING = [
     "_study_of > load_study before",
-    "resume > _Session.run before",
-    "_Session.run > Record.__init__ before",
+    "resume > Running.run before",
+    "Running.run > Record.__init__ before",
     "Record.__init__ > Record.copy before",
     "Record.copy > FileIO.write after",
-    "_Session.run > Record.append after",
-    "_Session.run > EventLog.flush before",
-    "_Session.run > EventLog.flush after",
-    "_Session._train > _Session._parties after",
-    "_Session._attempt > Coordinator.open after",
+    "Running.run > Record.append after",
+    "Running.run > EventLog.flush before",
+    "Running.run > EventLog.flush after",
+    "Running._train > SitesHere.begin after",
+    "SitesHere.attempt > Coordinator.open after",
 ]
 
 
@@ -439,7 +439,7 @@ def test_killed_while_it_resumes_it_ends_well(server, tmp_path, place, first):
 
 def test_a_reservation_is_for_its_own_plan_even_before_the_run_began(server, tmp_path):
     world = next(worlds(server, tmp_path, "server"))
-    assert world.go(place="_Session.reserve > Ledger.reserve after", nth=1) == KILLED
+    assert world.go(place="Running.reserve > Ledger.reserve after", nth=1) == KILLED
     file = world.folder / "study.toml"
     file.write_text(file.read_text().replace("learning_rate = 0.5", "learning_rate = 0.25"))
     assert world.go() == 1

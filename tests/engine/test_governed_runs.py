@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import hubbub
-from hubbub.engine.heads import Heads, witness_policy
+from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log, open_log_key, salts
 from hubbub.engine.prepare import prepare
 from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingError
 from hubbub.events import BudgetGranted, RoundClosed
-from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of
+from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of, witness_policy
 from hubbub.governance.acts import (
     FoundFederation,
     PassReview,
@@ -232,6 +232,51 @@ def test_whoever_may_stops_a_run_for_good(world, run, tmp_path):
         run(study, watch=watch)
 
 
+def write_policy(world, site, text):
+    (world.home / "sites").mkdir(exist_ok=True)
+    (world.home / "sites" / f"{site}.toml").write_text(f"[policy]\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epsilon = 0.5", "epsilon, must be at most 0.5"),
+        ('purposes = ["quality"]', "purposes, must be one of quality, found research"),
+        ("retention = 2020-01-01", "retention, must be until 2020-01-01"),
+        (f'federation = "{"0" * 64}"', "federation, must be 0000000000000000"),
+        (f'peers = ["{"0" * 16}"]', "peers, must be 0000000000000000 in the roster, found it absent"),
+    ],
+)
+def test_a_site_refuses_what_everybody_else_agreed_to(world, run, text, words):
+    study = world.approved()
+    write_policy(world, "b", text)
+    with pytest.raises(RefusedError, match=f"this site's policy: {words}.*; nothing trained, nothing sent"):
+        run(study)
+
+
+def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, make_study, settings, run):
+    world = World(tmp_path / "home", make_study, settings)
+    tables = settings(study={"purpose": "research"}, governance={"reviews": []})
+
+    def watch(event, _plan):
+        if isinstance(event, RoundClosed) and event.round_number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(hubbub.HubbubError, match="was stopped after round 2"):
+        run(make_study(tables), out=tmp_path / "half", watch=watch)
+    write_policy(world, "c", "minimum = 99")
+    with pytest.raises(RefusedError, match="this site's policy: minimum, must be at least 99"):
+        hubbub.resume(tmp_path / "half", study=make_study(tables))
+    write_policy(world, "c", "minimum = 1")
+    assert hubbub.resume(tmp_path / "half", study=make_study(tables)).rounds == 4
+    write_policy(world, "c", f'federation = "{"0" * 64}"')
+    with pytest.raises(RefusedError, match="federation, must be 0000000000000000, found a sandbox"):
+        run(make_study(tables))
+    write_policy(world, "c", "limit = 1")
+    with pytest.raises(hubbub.HubbubError, match="must be a site file"):
+        run(make_study(tables))
+
+
 @pytest.fixture
 def finished(world, run):
     """A run that has ended, and its folder."""
@@ -277,7 +322,7 @@ def test_a_verifier_with_another_policy_believes_nothing(world, finished):
     own = witness_policy(log.fold(Federation), open_log_key(world.home).verifier)
     log.close()
     assert list(hubbub.verify_bundle(bundle, policy=own, now=int(time.time())))
-    with pytest.raises(VerificationError, match="must be cosigned by the quorum"):
+    with pytest.raises(VerificationError, match="must be cosigned by the policy's quorum"):
         list(hubbub.verify_bundle(bundle, policy=own, now=int(time.time()) + 2 * DAY))
     other = dataclasses.replace(own, logs=())
     with pytest.raises(VerificationError, match="must be signed by a log of the policy"):

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hubbub.events import ParticipantJoined, RoundClosed, RunFinished, RunStarted
 from hubbub.governance import Federation, Keys, Terms, decide, propose, read
 from hubbub.governance.acts import FoundFederation, ProposeStudy, RegisterDataset
-from hubbub.governance.keys import Card
+from hubbub.governance.keys import Card, fingerprint, transport_key
 from hubbub.governance.roles import Tightening, packaged
 
 DAY = 86_400
@@ -50,11 +50,11 @@ def digest(word):
 
 def made_keys(name, organisation, role, version=""):
     """Keys that are the same in every test: from a name instead of from the operating system."""
-    seeds = tuple(hashlib.sha256(f"{name}{version}/{use}".encode()).digest() for use in range(3))
-    public = [Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex() for seed in seeds]
-    card = Card(
-        name=name, organisation=organisation, role=role, identity=public[0], protocol=public[1], witness=public[2]
-    )
+    seeds = tuple(hashlib.sha256(f"{name}{version}/{use}".encode()).digest() for use in range(4))
+    public = [Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex() for seed in seeds[:3]]
+    public.append(fingerprint(transport_key(seeds[3]).public_key()))
+    shown = dict(zip(("identity", "protocol", "witness", "transport"), public, strict=True))
+    card = Card(name=name, organisation=organisation, role=role, **shown)
     signature = Ed25519PrivateKey.from_private_bytes(seeds[0]).sign(card.message).hex()
     return Keys(
         Card(**{field: getattr(card, field) for field in card.__struct_fields__[:-1]}, signature=signature), seeds

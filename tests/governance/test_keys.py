@@ -1,7 +1,12 @@
-"""Keys and cards on disk: the owner's alone, three of them, and a card that cannot be changed."""
+"""Keys and cards on disk: the owner's alone, four of them, and a card that cannot be changed."""
+
+import hashlib
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hubbub.errors import InputError, RefusedError
 from hubbub.governance import load_keys, new_keys
@@ -20,6 +25,7 @@ def test_keys_are_read_as_they_were_written(keys, tmp_path):
     assert again.card == keys.card
     for use in ("identity", "protocol", "witness"):
         assert getattr(again, use).private_bytes_raw() == getattr(keys, use).private_bytes_raw()
+    assert again.transport.private_numbers() == keys.transport.private_numbers()
 
 
 def test_a_key_file_is_its_owners_alone(keys, tmp_path):
@@ -50,9 +56,9 @@ def test_a_key_file_is_never_written_over(keys, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_two_calls_make_six_different_keys(keys):
+def test_two_calls_make_eight_different_keys(keys):
     other = new_keys("ana", organisation="clinic-1", role="data-owner")
-    assert len({*keys.card.public_keys, *other.card.public_keys}) == 6
+    assert len({*keys.card.public_keys, *other.card.public_keys}) == 8
 
 
 @pytest.mark.parametrize(
@@ -85,12 +91,31 @@ def rewritten(path, change):
     path.write_bytes(msgspec.json.encode(document))
 
 
-def test_a_key_file_whose_keys_are_not_its_cards_is_refused(keys, tmp_path):
+@pytest.mark.parametrize("use", ["identity", "protocol", "witness", "transport"])
+def test_a_key_file_whose_keys_are_not_its_cards_is_refused(keys, tmp_path, use):
     path = tmp_path / "ana.key"
     keys.save(path)
-    rewritten(path, lambda document: document.update(witness="00" * 32))
+    rewritten(path, lambda document: document.update({use: "01" * 32}))
     with pytest.raises(InputError, match="must hold the keys of its card, found others"):
         load_keys(path)
+
+
+@pytest.mark.parametrize("secret", ["00" * 32, "ff" * 32])
+def test_a_key_file_whose_transport_secret_is_no_number_of_the_curve_is_refused(keys, tmp_path, secret):
+    path = tmp_path / "ana.key"
+    keys.save(path)
+    rewritten(path, lambda document: document.update(transport=secret))
+    with pytest.raises(InputError, match=r"must be a key file, .*; nothing signed"):
+        load_keys(path)
+
+
+def test_a_card_shows_the_sha256_that_a_certificate_of_its_transport_key_has(keys, tmp_path):
+    keys.save(tmp_path / "ana.key")
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ana")])
+    builder = x509.CertificateSigningRequestBuilder(subject)
+    request = builder.sign(load_keys(tmp_path / "ana.key").transport, hashes.SHA256())
+    public = request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert hashlib.sha256(public).hexdigest() == keys.card.transport
 
 
 def test_a_key_file_whose_card_was_changed_is_refused(keys, tmp_path):
@@ -119,6 +144,7 @@ def test_a_card_is_read_as_it_was_written(keys, tmp_path):
         ("identity", "00" * 32),
         ("protocol", "00" * 32),
         ("witness", "00" * 32),
+        ("transport", "00" * 32),
         ("signature", "00" * 64),
     ],
 )

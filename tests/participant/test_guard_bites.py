@@ -37,7 +37,7 @@ def believe_entries(_guard, opening, _head, size):
     return opening.entries[size - opening.start :]
 
 
-def believe_reservation(guard, session):
+def believe_reservation(guard, session, _planned):
     return guard._view.reservations[session.run]
 
 
@@ -51,7 +51,8 @@ BITES = {
     (LogGuard, "_check_no_fork", passes): {"two_roots"},
     (LogGuard, "_check_continues", believe_entries): {"other_history"},
     (LogGuard, "_check_log", passes): {"other_head"},
-    (LogGuard, "_check_reservation", believe_reservation): {"other_plan"},
+    (LogGuard, "_check_reservation", believe_reservation): {"other_plan", "cheap_reservation"},
+    (LogGuard, "_check_budget", passes): {"overspent"},
     (LogGuard, "_check_permission", passes): {"stopped_run"},
     (LogGuard, "_check_roster", believe_roster): {"sybil_org"},
     (LogGuard, "_check_organisations", passes): {"alone"},

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hubbub.accounting.accounts import owners_grant
 from hubbub.errors import BudgetError, HubbubError, InputError, VerificationError
 from hubbub.events import (
     BudgetCharged,
@@ -51,7 +52,7 @@ def load(path):
 federations = load(pathlib.Path(__file__).parents[1] / "governance" / "conftest.py")
 replace = msgspec.structs.replace
 HOUR = 3600
-NOISE = {"@": "GaussianDpEvent", "noise_multiplier": 1.0}
+NOISE = {"@": "GaussianDpEvent", "noise_multiplier": 2.0}
 WITNESSES = ("w1", "w2", "w3", "w4")
 
 
@@ -87,6 +88,8 @@ class World:
         self.rounds = rounds
         self.now = federations.START
         self.guards, self.memories, self.refusals, self.opened = {}, {}, {}, []
+        self.record(*(owners_grant(self.federation.state, account, None) for account in approved().datasets))
+        self.planned = self.reservation("")
         self.reserve("run-1")
 
     def close(self):
@@ -103,10 +106,16 @@ class World:
         for event in events:
             self.federation.record(event)
 
-    def reserve(self, run, *, plan=None, datasets=None, started=True):
+    def reservation(self, run, **changes):
+        """What a run of the plan sets aside."""
+        made = BudgetReserved(
+            run=run, plan_hash=federations.digest("plan"), unit="example", datasets=approved().datasets, dp_event=NOISE,
+            attempts=self.rounds, inflation=0.0,
+        )  # fmt: skip
+        return replace(made, **changes)
+
+    def reserve(self, run, *, started=True, **changes):
         """Record a run up to its reservation, whose index is its number."""
-        plan = federations.digest("plan") if plan is None else plan
-        datasets = approved().datasets if datasets is None else datasets
         if started:
             code = federations.digest("code")
             self.record(
@@ -117,12 +126,7 @@ class World:
                 *(ParticipantJoined(run=run, participant=f"node-{at}", slots=1, data_commitment="") for at in (1, 2)),
             )  # fmt: skip
         self.run, self.name = len(self.log), run
-        self.record(
-            BudgetReserved(
-                run=run, plan_hash=plan, unit="example", datasets=tuple(datasets), dp_event=NOISE,
-                attempts=self.rounds, inflation=0.0,
-            )
-        )  # fmt: skip
+        self.record(self.reservation(run, **changes))
 
     def charge(self, round_number, attempt=1):
         self.record(BudgetCharged(run=self.name, round_number=round_number, attempt=attempt))
@@ -180,7 +184,7 @@ class World:
         """Ask a participant into a session, as its host does: whether it enters."""
         guard = self.guard(name)
         try:
-            guard.check(read_opening(opening.encode()), session, self.now)
+            guard.check(read_opening(opening.encode()), session, self.now, self.planned)
             guard.mark(*session.mark)
         except HubbubError as error:
             self.refusals.setdefault(name, []).append(error.message)
@@ -430,7 +434,22 @@ def uncharged_attempt(folder):
 def other_plan(folder):
     """The reservation is of a plan that costs less."""
     world = World(folder)
-    world.reserve("run-2", plan=federations.digest("a cheaper plan"))
+    world.reserve("run-2", plan_hash=federations.digest("a cheaper plan"))
+    return world, world.ask(1) is not None
+
+
+def cheap_reservation(folder):
+    """The plan's name is on the reservation, but fewer attempts are set aside than it makes."""
+    world = World(folder)
+    world.reserve("run-2", attempts=world.rounds - 1)
+    return world, world.ask(1) is not None
+
+
+def overspent(folder):
+    """The log holds a third run of the plan, for which the owner's budget has no room."""
+    world = World(folder)
+    for run in ("run-2", "run-3"):
+        world.reserve(run)
     return world, world.ask(1) is not None
 
 
@@ -446,28 +465,31 @@ ATTACKS = {
     for attack in (
         rollback_backup, rollback_and_old_head, rollback_in_a_round, closed_attempt, uncharged_attempt,
         fork_two_groups, other_history, two_roots, frozen_head, other_head, left_out, omitted_record, sybil_org,
-        sybils_of_one_organisation, alone, other_plan, stopped_run,
+        sybils_of_one_organisation, alone, other_plan, cheap_reservation, overspent, stopped_run,
     )
 }  # fmt: skip
 
 WORDS = {
-    "rollback_backup": "node-1, must remember every attempt of its runs when it starts, its mark is (23, 1, 1), found "
-    "1 in the log above it, the last (23, 2, 1): it was restored from a copy, or was away; nothing sent",
+    "rollback_backup": "node-1, must remember every attempt of its runs when it starts, its mark is (25, 1, 1), found "
+    "1 in the log above it, the last (25, 2, 1): it was restored from a copy, or was away; nothing sent",
     "rollback_and_old_head": "must be shown, when it starts, a head that a quorum cosigned since, found an older one",
     "uncharged_attempt": "must find this attempt charged in the log before it is asked, found no charge",
-    "closed_attempt": "must be asked for each (run, round, attempt) once and in order, its mark is (23, 2, 1), found "
-    "(23, 2, 1)",
+    "closed_attempt": "must be asked for each (run, round, attempt) once and in order, its mark is (25, 2, 1), found "
+    "(25, 2, 1)",
     "fork_two_groups": "must be cosigned by the policy's quorum, found 2 of 4 witnesses: w3, w4",
-    "other_history": "must be shown a head that continues the 25 entries it knows, found entries that lead to another",
+    "other_history": "must be shown a head that continues the 27 entries it knows, found entries that lead to another",
     "two_roots": "must be shown one history by example.com/log, found two signed heads of one size",
     "frozen_head": "must be shown a head that a quorum cosigned in the last 24 hours, found older cosignatures",
     "other_head": "must be asked into a session bound to the head it is shown, found another",
-    "left_out": "must be shown its receipt of the session it consented in last, (23, 1, 1), found one that does",
-    "omitted_record": "must find the record of the session it entered last, (23, 1, 1), found none",
+    "left_out": "must be shown its receipt of the session it consented in last, (25, 1, 1), found one that does",
+    "omitted_record": "must find the record of the session it entered last, (25, 1, 1), found none",
     "sybil_org": "must be asked with the signed roster in force, epoch 1, found another",
     "sybils_of_one_organisation": "must be in a roster with at most 1 keys of one organisation, found 5 of 'shell'",
     "alone": "must be in a roster of 2 organisations, found 1",
     "other_plan": "must find the plan that it knows reserved, found another plan",
+    "cheap_reservation": "must find its plan reserved at its whole cost, found another reservation",
+    "overspent": "must find room for its runs on the budget that its owner registered, found a filter of epsilon 8 per "
+    "example and more reserved on it",
     "stopped_run": "must find a run that nobody stopped, found it stopped",
 }
 
@@ -513,7 +535,7 @@ def test_honest_rounds_are_entered_by_all(world):
 def test_the_roster_in_force_is_returned(world):
     world.charge(1)
     note = world.head()
-    roster = world.guard().check(world.opening(note), world.session(note, 1), world.now)
+    roster = world.guard().check(world.opening(note), world.session(note, 1), world.now, world.planned)
     assert roster == world.federation.state.roster()
     assert {card.name for card in roster.members} == {"node-1", "node-2"}
 
@@ -530,7 +552,7 @@ def test_a_record_that_names_another_session_closes_nothing(world, session):
     world.ask(1)
     world.record(RoundFailed(run="run-1", round_number=1, attempt=1, reason="few", session=session))
     assert world.ask(2) is None
-    assert refused(world, "must find the record of the session it entered last, (23, 1, 1), found none")
+    assert refused(world, "must find the record of the session it entered last, (25, 1, 1), found none")
 
 
 def test_a_restart_between_rounds_needs_nothing(world):
@@ -554,11 +576,11 @@ def test_the_same_session_is_checked_again_and_entered_once(world):
     note = world.head()
     session = world.session(note, 1)
     assert world.enter(session, world.opening(note))
-    assert world.guard().check(world.opening(note), session, world.now)
-    with pytest.raises(HubbubError, match=r"must enter sessions in order, its mark is \(23, 1, 1\)"):
+    assert world.guard().check(world.opening(note), session, world.now, world.planned)
+    with pytest.raises(HubbubError, match=r"must enter sessions in order, its mark is \(25, 1, 1\)"):
         world.guard().mark(*session.mark)
     assert not world.enter(world.session(note, 1, model=word("another")), world.opening(note))
-    assert refused(world, "must find the record of the session it entered last, (23, 1, 1), found none")
+    assert refused(world, "must find the record of the session it entered last, (25, 1, 1), found none")
 
 
 def test_a_lost_delivery_is_delivered_again_with_entries_that_are_known(world):
@@ -567,7 +589,7 @@ def test_a_lost_delivery_is_delivered_again_with_entries_that_are_known(world):
     shown, session = world.opening(note), world.session(note, 1)
     assert shown.start == 0
     assert world.enter(session, shown)
-    assert world.guard().check(shown, session, world.now)
+    assert world.guard().check(shown, session, world.now, world.planned)
     assert world.memories["node-1"].size == len(world.log)
 
 
@@ -584,10 +606,10 @@ def test_two_processes_on_one_memory_enter_a_session_once(world):
     world.charge(1)
     note = world.head()
     session = world.session(note, 1)
-    world.guard().check(world.opening(note), session, world.now)
+    world.guard().check(world.opening(note), session, world.now, world.planned)
     memory = Memory(world.path("node-1"))
     other = LogGuard(memory, world.guard()._site, world.now)
-    other.check(world.opening(note), session, world.now)
+    other.check(world.opening(note), session, world.now, world.planned)
     other.mark(*session.mark)
     with pytest.raises(HubbubError, match="must enter sessions in order"):
         world.guard().mark(*session.mark)
@@ -616,7 +638,7 @@ def test_a_member_without_a_receipt_stays(world):
     session = world.ask(1)
     world.close_over(session, {"node-1": world.consent(session), "node-2": b""})
     assert not go_on(world)
-    assert refused(world, "must be shown its receipt of the session it consented in last, (23, 1, 1), found none")
+    assert refused(world, "must be shown its receipt of the session it consented in last, (25, 1, 1), found none")
 
 
 @pytest.mark.parametrize("members", ["", "no root"])
@@ -675,7 +697,7 @@ def test_a_lost_memory_is_as_an_old_one(world):
     shutil.rmtree(world.path("node-1").parent)
     assert world.ask(3) is None
     assert refused(world, "must remember every attempt of its runs when it starts, its mark is (0, 0, 0)")
-    assert refused(world, "found 2 in the log above it, the last (23, 2, 1)")
+    assert refused(world, "found 2 in the log above it, the last (25, 2, 1)")
     assert world.memories["node-1"].charges == []
 
 
@@ -727,29 +749,29 @@ def test_only_the_attempt_that_was_entered_is_charged(world):
 
 
 def test_no_session_is_entered_that_was_not_checked(world):
-    with pytest.raises(HubbubError, match=r"must enter the session that was checked, found \(23, 1, 1\)"):
-        world.guard().mark(23, 1, 1)
+    with pytest.raises(HubbubError, match=r"must enter the session that was checked, found \(25, 1, 1\)"):
+        world.guard().mark(25, 1, 1)
     world.charge(1)
     note = world.head()
-    world.guard().check(world.opening(note), world.session(note, 1), world.now)
+    world.guard().check(world.opening(note), world.session(note, 1), world.now, world.planned)
     with pytest.raises(HubbubError, match="must enter the session that was checked"):
-        world.guard().mark(23, 1, 2)
+        world.guard().mark(25, 1, 2)
     assert not world.enter(world.session(note, 1, plan=word("dear")), world.opening(note))
     with pytest.raises(HubbubError, match="must enter the session that was checked"):
-        world.guard().mark(23, 1, 1)
+        world.guard().mark(25, 1, 1)
 
 
 # --- reservation, study, roster ---
 
 
-def asked(world, words, **changes):
+def asked(world, words, *, attempt=1, **changes):
     """Whether a session is refused with these words."""
-    return world.ask(1, **changes) is None and refused(world, words)
+    return world.ask(1, attempt, **changes) is None and refused(world, words)
 
 
 def test_a_run_has_the_index_of_its_reservation_as_number(world):
     assert asked(world, "must find its run's reservation at entry 22, found none", run=22)
-    assert asked(world, f"must find its run's reservation at entry {2**64 - 1}, found none", run=2**64 - 1)
+    assert asked(world, f"must find its run's reservation at entry {2**64 - 1}, found none", attempt=2, run=2**64 - 1)
 
 
 def test_a_plan_that_was_not_reserved_is_refused(world):
@@ -762,14 +784,28 @@ def test_a_run_that_others_pay_for_is_refused(world):
 
 
 def test_a_run_that_is_settled_is_refused(world):
-    world.record(BudgetSettled(run="run-1", charged=0))
-    assert asked(world, "must find the run's reservation open, found it settled")
+    world.charge(1)
+    world.record(BudgetSettled(run="run-1", charged=1))
+    note = world.head()
+    assert not world.enter(world.session(note, 1), world.opening(note))
+    assert refused(world, "must find the run's reservation open, found it settled")
+
+
+def test_accounts_that_no_ledger_wrote_are_refused(world):
+    world.charge(1)
+    assert asked(world, "is charged once for an attempt, found otherwise in the log")
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 80.0}, {"order": 1.5}, {"delta": 1e-6}, {"kind": "gaussian"}])
+def test_a_grant_that_no_owner_made_is_refused(world, change):
+    world.record(replace(world.log[world.run - 1 - 3], **change))
+    assert asked(world, "must be what its owner registered, found a")
 
 
 def test_a_run_that_never_began_under_an_approval_is_refused(world):
     world.reserve("run-2", started=False)
     assert asked(world, "must find its study approved when the run began, found no approval of it")
-    assert asked(world, "must find its study approved", study="lungs")
+    assert asked(world, "must find its study approved", attempt=2, study="lungs")
 
 
 def test_an_approval_that_has_lapsed_is_refused(world):
@@ -836,13 +872,13 @@ def test_a_smaller_head_than_one_seen_before_is_refused(world):
     small = list(world.log)
     world.play(1)
     assert not world.enter(world.session(world.head(small), 2), world.opening(world.head(small), small))
-    assert refused(world, "must be shown a head of 25 entries or more, found 24")
+    assert refused(world, "must be shown a head of 27 entries or more, found 26")
 
 
 @pytest.mark.parametrize("cut", [slice(1, None), slice(-1), slice(0, 0)])
 def test_entries_that_are_left_out_are_missed(world, cut):
     shown = world.opening(world.head())
-    with pytest.raises(HubbubError, match="must be shown the entries 0 to 24, found others"):
+    with pytest.raises(HubbubError, match="must be shown the entries 0 to 26, found others"):
         world.guard().follow(replace(shown, entries=shown.entries[cut]), world.now)
     assert world.memories["node-1"].size == 0
 
@@ -857,7 +893,7 @@ def test_an_entry_that_is_changed_is_found(world):
 
 def test_a_start_beyond_its_copy_is_refused(world):
     shown = world.opening(world.head())
-    with pytest.raises(HubbubError, match="must be shown the entries 0 to 24, found others"):
+    with pytest.raises(HubbubError, match="must be shown the entries 0 to 26, found others"):
         world.guard().follow(replace(shown, start=5, entries=shown.entries[5:]), world.now)
 
 
@@ -870,7 +906,7 @@ def test_an_act_that_nobody_was_allowed_spoils_the_log_for_good(world):
     note = world.head()
     for _ in range(2):
         assert not world.enter(world.session(note, 1), world.opening(note))
-    assert len([message for message in world.refusals["node-1"] if "entry 25, must be a valid act" in message]) == 2
+    assert len([message for message in world.refusals["node-1"] if "entry 27, must be a valid act" in message]) == 2
 
 
 # --- bytes ---

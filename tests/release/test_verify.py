@@ -11,10 +11,25 @@ import pytest
 
 import hubbub
 from hubbub.cli import main
-from hubbub.engine.home import open_log
+from hubbub.engine.home import open_log, open_log_key
 from hubbub.errors import InputError, RefusedError, VerificationError
-from hubbub.events import BudgetCharged
+from hubbub.events import (
+    BudgetCharged,
+    BudgetGranted,
+    BudgetReserved,
+    BudgetSettled,
+    Evaluated,
+    ModelReleased,
+    ParticipantJoined,
+    RoundClosed,
+    RunFinished,
+    RunStarted,
+    encode_event,
+)
 from hubbub.randomness import SeededRandomness
+from hubbub.tlog import Store, sign_checkpoint, tiles
+
+replace = msgspec.structs.replace
 
 
 @pytest.fixture
@@ -36,6 +51,16 @@ def test_a_bundle_verifies_and_says_what_was_checked(released):
 
 def test_without_recomputation_all_but_the_numbers_is_checked(released):
     assert [check.what for check in verify(released, recompute=False)][-1] == "budget"
+
+
+def test_without_recomputation_no_accountant_is_loaded(released):
+    code = (
+        "import sys\n"
+        "from hubbub.cli import main\n"
+        f"assert main(['verify', '--no-recompute', {str(released)!r}]) == 0\n"
+        "assert not {'torch', 'dp_accounting', 'scipy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_verifying_imports_no_torch_and_opens_no_network(released):
@@ -63,8 +88,9 @@ def assert_every_flip_is_seen(bundle, every):
         content = bytearray(path.read_bytes())
         content[place] ^= 1 << place % 8
         path.write_bytes(content)
-        with pytest.raises(VerificationError):
+        with pytest.raises(VerificationError) as seen:
             verify(bundle, recompute=False)
+        assert seen.value.exit_code == 3
         content[place] ^= 1 << place % 8
         path.write_bytes(content)
         count += 1
@@ -109,7 +135,10 @@ def test_the_command_line_says_so_by_its_exit_code(released, capsys):
     assert main(["verify", str(released)]) == 0
     assert "verified: Against" in capsys.readouterr().out
     assert main(["verify", str(released), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["verified"] is True
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verified"], told["recomputed"]) == (True, True)
+    assert main(["verify", str(released), "--no-recompute"]) == 0
+    assert "verified, but for the numbers, which were not computed again: Against" in capsys.readouterr().out
     (released / "plan.json").write_bytes(b"{}")
     assert main(["verify", str(released)]) == 3
     assert main(["verify", str(released), "--policy", "nowhere"]) == 2
@@ -166,26 +195,132 @@ def test_a_releaser_that_changes_what_was_logged_is_found_out(released, lie):
         verify(released)
 
 
-def test_a_charge_left_out_of_the_log_is_found_out(released, tmp_path):
-    """The operator makes the whole log again, without one charge, and signs it with its own key."""
-    from hubbub.engine.home import open_log_key
-    from hubbub.events import encode_event
-    from hubbub.tlog import Store, sign_checkpoint, tiles
+def relog(home, folder, change):
+    """What an operator without witnesses can do: make the whole log again, and sign it with its own key."""
+    log = open_log(home)
+    events = log.events()
+    log.close()
+    folder.mkdir()
+    store = Store(folder / "other.db")
+    store.append(lambda _: [encode_event(event) for event in change(events)])
 
+    def edit(bundle):
+        shutil.rmtree(bundle / "log")
+        tiles.export(store, sign_checkpoint(store, open_log_key(home)), bundle / "log")
+        store.close()
+
+    return edit
+
+
+def test_a_charge_left_out_of_the_log_is_found_out(released, tmp_path):
+    def left_out(events):
+        return [event for event in events if not (isinstance(event, BudgetCharged) and event.round_number == 2)]
+
+    forge(released, relog(tmp_path / "home", tmp_path / "other", left_out))
+    with pytest.raises(VerificationError, match=r"budget, must be charged before round 2 of .* closes"):
+        verify(released)
+
+
+def replaced(kind, /, **changes):
+    """Every event of a kind, changed."""
+    return lambda events: [replace(event, **changes) if isinstance(event, kind) else event for event in events]
+
+
+def inserted(before, /, **changes):
+    """A changed copy of the last event of a kind, right after it."""
+
+    def change(events):
+        at = max(index for index, event in enumerate(events) if isinstance(event, before))
+        return [*events[: at + 1], replace(events[at], **changes), *events[at + 1 :]]
+
+    return change
+
+
+CHEAP = {"@": "GaussianDpEvent", "noise_multiplier": 1e6}
+FORGERIES = {
+    "fewer attempts reserved": (replaced(BudgetReserved, attempts=5), "plan, must be reserved at its whole cost"),
+    "a cheaper event reserved": (replaced(BudgetReserved, dp_event=CHEAP), "plan, must be reserved at its whole cost"),
+    "less allowance for integers": (
+        replaced(BudgetReserved, inflation=0.0),
+        "plan, must be reserved at its whole cost",
+    ),
+    "others pay": (
+        replaced(BudgetReserved, datasets=("x", "y", "z")),
+        "budget, must be charged to its own participants",
+    ),
+    "one of them pays": (replaced(BudgetReserved, datasets=("a",)), "plan, must be reserved for every participant"),
+    "nobody granted": (
+        lambda events: [event for event in events if not isinstance(event, BudgetGranted)],
+        "budget, a, has no budget, nothing was granted",
+    ),
+    "a budget that is too small": (replaced(BudgetGranted, epsilon=0.5), r"budget, a has epsilon 0\.50 of 0\.50 left"),
+    "a budget for other units": (replaced(BudgetGranted, unit="client"), "budget, a, has a budget for unit = 'client'"),
+    "another order in the middle": (inserted(BudgetGranted, order=1.1), "budget of c, keeps kind, unit, delta, order"),
+    "a schedule of other plans": (
+        replaced(BudgetGranted, kind="schedule", plan_hashes=("0" * 64,)),
+        "budget, a, admits its listed plans only",
+    ),
+    "a charge settled away": (replaced(BudgetSettled, charged=3), "settles what was charged, found otherwise"),
+    "settled twice": (inserted(BudgetSettled), "run, must be reserved, begin, end and be settled once"),
+    "an attempt charged twice": (inserted(BudgetCharged), "is charged once for an attempt, found otherwise"),
+    "more charges than reserved": (
+        lambda events: [
+            it
+            for event in events
+            for it in (
+                [event, *(replace(event, attempt=at) for at in range(2, 9))]
+                if isinstance(event, BudgetCharged) and event.round_number == 4
+                else [event]
+            )
+        ],
+        "settles what was charged|must be charged within the reservation",
+    ),
+    "a round closed twice": (inserted(RoundClosed), "run, must close rounds 1 to 4, each once"),
+    "noise that can be repeated": (
+        replaced(RunStarted, noise_source="injected"),
+        "must have drawn its noise from the operating system",
+    ),
+    "sums in the clear": (replaced(RunStarted, secagg="elide"), "must have made its sums as its settings say"),
+    "other code": (replaced(RunStarted, code_hash="0" * 64), "code, must be the one that was planned"),
+    "fewer slots": (replaced(ParticipantJoined, slots=39), "run, must be of the participants that were planned"),
+    "another model made": (replaced(RunFinished, model_hash="0" * 64), "model, must be the one that the run made"),
+    "an earlier end": (replaced(RunFinished, rounds=3), "run, must end after its last round"),
+    "better numbers": (replaced(Evaluated, metrics={"accuracy": 1.0, "loss": 0.0}), "claim, must be what follows from"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_an_operator_that_forges_the_log_is_found_out(released, tmp_path, name):
+    change, words = FORGERIES[name]
+    forge(released, relog(tmp_path / "home", tmp_path / "other", change))
+    with pytest.raises(VerificationError, match=words):
+        verify(released)
+
+
+HARMLESS = {BudgetGranted, ParticipantJoined, Evaluated}
+"""Nothing that a run costs depends on their place or on a second one; what they say is checked elsewhere."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["left out", "told twice", "told too early"])
+def test_no_event_that_counts_can_be_left_out_told_twice_or_moved(released, tmp_path, how):
     log = open_log(tmp_path / "home")
     events = log.events()
     log.close()
-    gone = next(event for event in events if isinstance(event, BudgetCharged) and event.round_number == 2)
-    store = Store(tmp_path / "other.db")
-    store.append(lambda _: [encode_event(event) for event in events if event != gone])
-
-    def change(bundle):
-        shutil.rmtree(bundle / "log")
-        tiles.export(store, sign_checkpoint(store, open_log_key(tmp_path / "home")), bundle / "log")
-
-    forge(released, change)
-    with pytest.raises(VerificationError, match=r"budget, must be charged before round 2 of .* closes"):
-        verify(released)
+    harmless = {"left out": {Evaluated}, "told twice": {*HARMLESS, ModelReleased}, "told too early": HARMLESS}[how]
+    for at in range(1, len(events)):
+        forged = {
+            "left out": [*events[:at], *events[at + 1 :]],
+            "told twice": [*events[: at + 1], *events[at:]],
+            "told too early": [*events[: at - 1], events[at], events[at - 1], *events[at + 1 :]],
+        }[how]
+        forge(released, relog(tmp_path / "home", tmp_path / f"other-{at}", lambda _, forged=forged: forged))
+        concerned = {type(event) for event in events[at - 1 if how == "told too early" else at : at + 1]}
+        try:
+            verify(released, recompute=False)
+        except VerificationError:
+            continue
+        assert concerned & harmless, f"{how}: entry {at}, {concerned}"
 
 
 # --- what is never released

@@ -273,6 +273,23 @@ def epsilon(events: Sequence[Event], delta: float, *, interval: float = CONFIRM)
     return _spend(_terms(events), delta, interval)
 
 
+def gdp_epsilon(events: Sequence[Event], delta: float) -> float:
+    """Return what Gaussians without sampling cost in total, in closed form; infinite if anything else is among them.
+
+    Guarantees:
+        Holds also for events that were chosen one after the other, each after seeing the results of those before.
+
+    Source:
+        Koskela, Tobaben, Honkela 2022, arXiv:2209.15596; Smith and Thakurta 2022, arXiv:2210.17520.
+
+    Raises:
+        InputError: An event is not whitelisted, or delta is out of range.
+    """
+    _check_delta(delta)
+    terms = _terms(events)
+    return math.inf if terms.sampled or terms.rho or terms.xi else gaussian.epsilon(delta, terms.plain)
+
+
 def epsilon_schedule(event: Event, counts: Sequence[int], delta: float, *, interval: float = CONFIRM) -> list[float]:
     """Return epsilon after each of these counts of one event; the loss of one event is built once."""
     document = codec.check(event) if isinstance(event, Mapping) else codec.encode(event)

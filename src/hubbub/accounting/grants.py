@@ -2,18 +2,21 @@
 
 A grant is of one kind for ever. A `schedule` lists plans in advance and may be composed by PLD, which holds
 for parameters fixed beforehand; nothing else is admitted. A `filter` admits runs chosen after seeing the
-results of earlier ones, and so composes at one Renyi order fixed when the grant was made.
+results of earlier ones, and so composes at one Renyi order fixed when the grant was made. A `gaussian` grant is
+a filter too, of Gaussian differential privacy: tighter, exact, and for noise without sampling only.
 
 Source:
-    Feldman and Zrnic 2021, arXiv:2008.11193 (Renyi filters); Whitehouse et al. 2023, arXiv:2309.05901.
+    Feldman and Zrnic 2021, arXiv:2008.11193 (Renyi filters); Whitehouse et al. 2023, arXiv:2309.05901; Koskela,
+    Tobaben, Honkela 2022, arXiv:2209.15596 (Gaussian filters).
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
-from hubbub.accounting.epsilon import ORDERS, epsilon, rdp_epsilon
+from hubbub.accounting.epsilon import ORDERS, SEARCH, epsilon, gdp_epsilon, rdp_epsilon
 from hubbub.errors import InputError
 from hubbub.events import BudgetGranted, BudgetReserved, EventDocument
 
@@ -27,7 +30,8 @@ def composed(grant: BudgetGranted, uses: Sequence[Use]) -> float:
     """Epsilon of everything a grant has paid for, by the grant's own accountant, discrete noise included.
 
     Guarantees:
-        An upper bound at `grant.delta`; for a filter, also over adaptively chosen runs.
+        An upper bound at `grant.delta`; but for a schedule, also over adaptively chosen runs. Infinite for a
+        gaussian grant if a run's noise is anything but Gaussian without sampling.
     """
     events = [repeated(reserved.dp_event, count) for reserved, count in uses if count]
     if not events:
@@ -36,7 +40,19 @@ def composed(grant: BudgetGranted, uses: Sequence[Use]) -> float:
     delta = grant.delta * math.exp(-h)
     if grant.kind == "schedule":
         return epsilon(events, delta).epsilon + 2 * h
+    if grant.kind == "gaussian":
+        return gdp_epsilon(events, delta) + 2 * h
     return rdp_epsilon(events, delta, grant.order)[0] + 2 * h
+
+
+def planned(grant: BudgetGranted, uses: Sequence[Use]) -> float:
+    """Epsilon of the same runs by privacy loss distributions: what they would cost, had all been fixed in advance.
+
+    For reading only: of runs that were chosen one after the other it is no bound, and nothing is admitted by it.
+    """
+    h = math.fsum(reserved.inflation for reserved, _ in uses)
+    events = [repeated(reserved.dp_event, count) for reserved, count in uses if count]
+    return epsilon(events, grant.delta * math.exp(-h), interval=SEARCH).epsilon + 2 * h if events else 0.0
 
 
 def repeated(dp_event: EventDocument, count: int) -> EventDocument:
@@ -56,6 +72,7 @@ def filter_grant(
     delta: float,
     *,
     order: float | None = None,
+    kind: Literal["filter", "gaussian"] = "filter",
     granted_by: str = "owner",
 ) -> BudgetGranted:
     """Allow runs chosen one after another, up to (epsilon, delta).
@@ -66,7 +83,8 @@ def filter_grant(
         epsilon: The most that may ever be spent. Positive, finite.
         delta: Fixed for the life of the budget.
         order: Renyi order at which everything is composed; default: the one at which plain Gaussian noise
-            would reach epsilon first.
+            would reach epsilon first. 0 for a gaussian grant, which has none.
+        kind: "filter", or "gaussian" for noise without sampling only.
         granted_by: "owner", or "sandbox" for an automatic grant.
 
     Raises:
@@ -82,6 +100,8 @@ def filter_grant(
             f"{dataset}: delta, must be above 0 and at most {LARGEST_DELTA:g}, found {delta!r}; nothing granted",
             hint=f"--delta {LARGEST_DELTA:g}",
         )
+    if kind == "gaussian":
+        order = 0.0
     if order is None:
         log = -math.log(delta)
         best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
@@ -89,7 +109,7 @@ def filter_grant(
     return BudgetGranted(
         dataset=dataset,
         unit=unit,
-        kind="filter",
+        kind=kind,
         epsilon=epsilon,
         delta=delta,
         order=order,

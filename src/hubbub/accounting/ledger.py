@@ -11,30 +11,15 @@ under-counted.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
+from hubbub.accounting.accounts import FIXED, Accounts, Statement
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
-from hubbub.errors import BudgetError, VerificationError
+from hubbub.errors import BudgetError
 from hubbub.eventlog import EventLog
-from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
+from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled
 from hubbub.governance import Federation
-
-
-class Statement(msgspec.Struct, frozen=True, kw_only=True):
-    """What one dataset has spent. Epsilon by the grant's accountant; None is infinite or no budget."""
-
-    dataset: str
-    unit: str
-    kind: str
-    epsilon_spent: float | None
-    epsilon_budget: float | None
-    delta: float | None
-    order: float | None
-    runs: int
-    open_runs: int
-    runs_without_noise: int
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,105 +32,6 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     cost: float | None
     left: float | None
     runs: int | None
-
-
-@dataclass
-class RunAccount:
-    """One run's reservation and what became of it."""
-
-    reserved: BudgetReserved
-    charged: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
-    is_settled: bool = False
-
-    def counted(self, kind: str) -> int:
-        """Attempts that count against a grant of this kind."""
-        return len(self.charged) if self.is_settled and kind == "filter" else self.reserved.attempts
-
-
-@dataclass
-class Accounts:
-    """The fold of all ledger events."""
-
-    grants: dict[str, BudgetGranted] = field(default_factory=dict[str, BudgetGranted])
-    runs: dict[str, RunAccount] = field(default_factory=dict[str, RunAccount])
-    _costs: dict[bytes, float] = field(default_factory=dict[bytes, float], repr=False)
-
-    def apply(self, event: AnyEvent) -> None:
-        """Fold one more event in.
-
-        Raises:
-            VerificationError: No ledger writes this event here.
-        """
-        match event:
-            case BudgetGranted():
-                self.grants[event.dataset] = event
-            case BudgetReserved():
-                self._require(event.run not in self.runs, event.run, "is reserved once")
-                self.runs[event.run] = RunAccount(event)
-            case BudgetCharged():
-                account, attempt = self._open_run(event.run), (event.round_number, event.attempt)
-                self._require(attempt not in account.charged, event.run, "is charged once for an attempt")
-                account.charged.add(attempt)
-            case BudgetSettled():
-                account = self._open_run(event.run)
-                self._require(event.charged == len(account.charged), event.run, "settles what was charged")
-                account.is_settled = True
-            case _:
-                pass
-
-    def _open_run(self, run: str) -> RunAccount:
-        account = self.runs.get(run)
-        self._require(account is not None and not account.is_settled, run, "is open while it is charged and settled")
-        return self.runs[run]
-
-    @staticmethod
-    def _require(is_met: object, run: str, rule: str) -> None:
-        """Refuse a log that no ledger has written: what it spent could be hidden in it."""
-        if not is_met:
-            raise VerificationError(
-                f"run {run}, {rule}, found otherwise in the log; nothing spent", hint="restore the log from a copy"
-            )
-
-    def number(self, run: str) -> int:
-        """Number of a run's reservation, from 1: it only ever grows."""
-        return list(self.runs).index(run) + 1
-
-    def uses(self, dataset: str) -> list[Use]:
-        """Noised schedules of a dataset, with the attempts that count."""
-        kind = self.grants[dataset].kind if dataset in self.grants else "filter"
-        accounts = [run for run in self.runs.values() if dataset in run.reserved.datasets]
-        return [(run.reserved, run.counted(kind)) for run in accounts if is_private(run.reserved)]
-
-    def key(self, dataset: str) -> bytes:
-        """Equal for datasets with equal grants and uses, whatever their names: they are composed once."""
-        grant = msgspec.structs.replace(self.grants[dataset], dataset="")
-        uses = (b"%d %s" % (count, encode_event(reserved)) for reserved, count in self.uses(dataset))
-        return b"|".join([encode_event(grant), *uses])
-
-    def spent(self, dataset: str) -> float:
-        """Epsilon of everything a dataset's grant has paid for or set aside, by the grant's accountant."""
-        key = self.key(dataset)
-        if key not in self._costs:
-            self._costs[key] = composed(self.grants[dataset], self.uses(dataset))
-        return self._costs[key]
-
-    def statement(self, dataset: str) -> Statement:
-        """What a dataset has spent."""
-        grant = self.grants.get(dataset)
-        runs = [run for run in self.runs.values() if dataset in run.reserved.datasets]
-        noiseless = sum(not is_private(run.reserved) for run in runs)
-        return Statement(
-            dataset=dataset,
-            unit=grant.unit if grant else "",
-            kind=grant.kind if grant else "none",
-            epsilon_spent=self.spent(dataset) if grant and not noiseless else None,
-            epsilon_budget=grant.epsilon if grant else None,
-            delta=grant.delta if grant else None,
-            order=grant.order if grant else None,
-            runs=len(runs),
-            open_runs=sum(not run.is_settled for run in runs),
-            runs_without_noise=noiseless,
-        )
 
 
 class Ledger:
@@ -302,6 +188,13 @@ def _not_open(run: str) -> BudgetError:
     )
 
 
+def _no_budget(dataset: str, reserved: BudgetReserved) -> BudgetError:
+    return BudgetError(
+        f"{dataset}, has no budget, nothing was granted; nothing trained, nothing spent",
+        hint=f"hubbub budget grant {dataset} --epsilon 3 --unit {reserved.unit}",
+    )
+
+
 def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
     before = accounts.grants.get(grant.dataset)
     if before is not None and "schedule" in {before.kind, grant.kind}:
@@ -310,7 +203,7 @@ def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
             hint="a schedule is listed once, before any of its plans is run",
         )
     if before is not None:
-        for name in ("unit", "delta", "order"):
+        for name in FIXED:
             was, now = getattr(before, name), getattr(grant, name)
             if was != now:
                 raise BudgetError(
@@ -333,10 +226,7 @@ def _sandbox_grants(accounts: Accounts, reserved: BudgetReserved, delta: float |
     if not is_private(reserved) or not missing:
         return []
     if delta is None:
-        raise BudgetError(
-            f"{missing[0]}, has no budget, nothing was granted; nothing trained, nothing spent",
-            hint=f"hubbub budget grant {missing[0]} --epsilon 3 --unit {reserved.unit}",
-        )
+        raise _no_budget(missing[0], reserved)
     pattern = sandbox_grant(missing[0], reserved, delta)
     return [msgspec.structs.replace(pattern, dataset=dataset) for dataset in missing]
 
@@ -350,8 +240,10 @@ def admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
     known: set[bytes] = set()
     for dataset in reserved.datasets:
         grant = accounts.grants.get(dataset)
-        if grant is None or (not is_private(reserved) and grant.granted_by == "sandbox"):
+        if not is_private(reserved) and (grant is None or grant.granted_by == "sandbox"):
             continue  # a run without noise on a sandbox: recorded, and no claim is made for it
+        if grant is None:
+            raise _no_budget(dataset, reserved)
         if grant.unit != reserved.unit:
             raise BudgetError(
                 f"{dataset}, has a budget for unit = {grant.unit!r}, this study protects unit = {reserved.unit!r}; "
@@ -363,6 +255,12 @@ def admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
                 f"{dataset}, has a budget of epsilon {grant.epsilon:g}, this study adds no noise; "
                 "nothing trained, nothing spent",
                 hint='noise = "server", or work on data without a budget',
+            )
+        if grant.kind == "gaussian" and math.isinf(composed(grant, [(reserved, 1)])):
+            raise BudgetError(
+                f"{dataset}, has a budget for Gaussian noise without sampling, found a study that samples; "
+                "nothing trained, nothing spent",
+                hint='examples = "everything" in study.toml, or a dataset with another kind of budget',
             )
         if (key := accounts.key(dataset)) not in known:
             _admit_one(grant, accounts.uses(dataset), reserved, home)
@@ -379,7 +277,6 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
                 "nothing trained, nothing spent",
                 hint="a schedule is fixed in advance; other plans need another dataset's budget",
             )
-        return
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
         who = grant.dataset if len(reserved.datasets) == 1 else "'*'"

@@ -5,9 +5,12 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
     arguments.py   every command, option and help text
     commands.py    check, plan, run, new
     checks.py      what a verification found
+    plain.py       text by strangers, as no terminal obeys it; JSON
     budget.py      budget show, grant, history
     log.py         log show, prove, export, witness, verify
     governance.py  keys, federation, dataset, propose, approve, incident; governance_arguments.py, governance_lists.py
+    acts.py        which log they are about: a home's, or a coordinator's over the wire
+    enrolment.py   enrol, admit
     show.py        tables and the progress bar
     template/      what `hubbub new` writes
 
@@ -36,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, options = parse(list(sys.argv[1:] if arguments is None else arguments))
         command(options)
     except HubbubError as error:
-        print(f"hubbub: error: {error.message}\nhubbub: hint: {error.hint}", file=sys.stderr)
+        from hubbub.cli.plain import plain
+
+        print(f"hubbub: error: {plain(error.message)}\nhubbub: hint: {plain(error.hint)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("hubbub: error: stopped by Ctrl-C; what was charged stays charged", file=sys.stderr)

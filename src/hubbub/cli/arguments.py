@@ -47,6 +47,8 @@ COMMANDS = (
     "approve",
     "approvals",
     "incident",
+    "enrol",
+    "admit",
 )
 
 
@@ -196,6 +198,11 @@ def _add_budget_commands(commands: Any) -> None:
         _add_home(parser, "ledger")
     for parser in (show, forecast, history):
         parser.add_argument("--json", action="store_true", help="print for a machine")
+    show.add_argument(
+        "--planned",
+        action="store_true",
+        help="also show what all runs would have cost, had they been planned in advance; no bound if they were not",
+    )
     forecast.add_argument("planned", metavar="STUDY", help="folder of the study, or its study.toml")
     grant.add_argument("datasets", metavar="DATASET", nargs="+", help="name, or a pattern such as 'hospital-*'")
     grant.add_argument("--epsilon", type=float, required=True, help="total epsilon that the dataset may ever spend")
@@ -205,6 +212,11 @@ def _add_budget_commands(commands: Any) -> None:
         choices=["example", "client"],
         default="example",
         help="who a new budget protects (default: example)",
+    )
+    grant.add_argument(
+        "--gaussian",
+        action="store_true",
+        help="make a budget for Gaussian noise without sampling only, which costs less there",
     )
     grant.add_argument(
         "--plan",

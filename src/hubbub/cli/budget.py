@@ -17,7 +17,9 @@ from hubbub.governance import Federation
 def show(options: argparse.Namespace) -> None:
     """Show what each dataset has spent, and has left."""
     ledger = Ledger(_log(options))
-    view.statements(ledger.statements(), as_json=options.json)
+    lines, accounts = ledger.statements(), ledger.accounts()
+    planned = {line.dataset: accounts.planned(line.dataset) for line in lines} if options.planned else None
+    view.statements(lines, as_json=options.json, planned=planned)
 
 
 def history(options: argparse.Namespace) -> None:
@@ -52,8 +54,10 @@ def _grant(name: str, before: BudgetGranted | None, options: argparse.Namespace)
         plans = [_planned(study) for study in options.plan]
         return schedule_grant(name, plans, options.epsilon, options.delta)
     if before is not None:
-        return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order)
-    return filter_grant(name, options.unit, options.epsilon, options.delta)
+        kind = "gaussian" if before.kind == "gaussian" else "filter"
+        return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order, kind=kind)
+    kind = "gaussian" if options.gaussian else "filter"
+    return filter_grant(name, options.unit, options.epsilon, options.delta, kind=kind)
 
 
 def _matching(pattern: str, known: dict[str, BudgetGranted]) -> list[str]:

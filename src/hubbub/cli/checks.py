@@ -3,10 +3,11 @@
 from collections.abc import Generator
 
 from rich.console import Console
+from rich.text import Text
 
-from hubbub.cli import show
+from hubbub.cli.plain import json, plain
 from hubbub.release import ReleaseClaim
-from hubbub.release.verify import Check
+from hubbub.release.verify import COMPUTED, Check
 
 
 def verified(checks: Generator[Check, None, ReleaseClaim], *, as_json: bool) -> None:
@@ -20,8 +21,12 @@ def verified(checks: Generator[Check, None, ReleaseClaim], *, as_json: bool) -> 
             break
         passed.append(check)
         if not as_json:
-            out.print(f"  [green]ok[/]  [bold]{check.what:<17}[/]{check.found}", soft_wrap=True)
+            line = Text.assemble("  ", ("ok", "green"), "  ", (f"{check.what:<17}", "bold"), plain(check.found))
+            out.print(line, soft_wrap=True)
+    is_computed = any(check.what == COMPUTED for check in passed)
     if as_json:
-        show.json({"verified": True, "checks": [vars(check) for check in passed], "claim": claim})
+        checks_ = [vars(check) for check in passed]
+        json({"verified": True, "recomputed": is_computed, "checks": checks_, "claim": claim})
     else:
-        out.print(f"\nverified: {claim.sentence}\n{claim.federation}", soft_wrap=True)
+        head = "verified" if is_computed else "verified, but for the numbers, which were not computed again"
+        out.print(Text(f"\n{head}: {plain(claim.sentence)}\n{plain(claim.federation)}"), soft_wrap=True)

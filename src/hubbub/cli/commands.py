@@ -33,7 +33,7 @@ def new(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     """Check file, code and data."""
     from hubbub.cli import show
-    from hubbub.engine import prepare
+    from hubbub.engine.prepare import prepare
     from hubbub.study import load_study
 
     prepared = prepare(load_study(options.study))
@@ -107,10 +107,11 @@ def _bytes(path: Path) -> bytes:
 
 def _train(options: argparse.Namespace, train: Callable[[Any], Any]) -> None:
     from hubbub.cli import show
+    from hubbub.cli.plain import json
 
     with show.progress(is_shown=not (options.quiet or options.json)) as watch:
         result = train(watch)
     if options.json:
-        show.json(result)
+        json(result)
     elif not options.quiet:
         show.result(result)

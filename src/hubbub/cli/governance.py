@@ -10,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from hubbub.cli.acts import opened, state_of
 from hubbub.cli.budget import chosen_home
-from hubbub.engine.home import VARIABLE, open_log, salts
+from hubbub.cli.plain import plain
+from hubbub.engine.acts import Acts
+from hubbub.engine.home import salts
 from hubbub.errors import InputError
-from hubbub.eventlog import EventLog
 from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
 from hubbub.governance.acts import (
     AcknowledgeIncident,
@@ -45,7 +47,7 @@ SHORT = 12
 
 
 def keys_new(options: argparse.Namespace) -> None:
-    """Make three keys and a card."""
+    """Make four keys and a card."""
     keys = new_keys(options.name, organisation=options.organisation, role=options.role)
     folder = Path(options.out)
     keys.save(folder / f"{options.name}.key")
@@ -90,8 +92,9 @@ def dataset_register(options: argparse.Namespace) -> None:
         epsilon=options.epsilon,
         delta=options.delta,
         unit=options.unit,
+        grant="gaussian" if options.gaussian else "filter",
         unit_column=options.unit_column,
-        version_of=options.version_of and found(options.version_of, state_of(options)[0].datasets, "a dataset"),
+        version_of=options.version_of and found(options.version_of, state_of(options).datasets, "a dataset"),
         is_disjoint=options.disjoint,
     )
     _propose(options, act)
@@ -108,13 +111,11 @@ def dataset_sweep(options: argparse.Namespace) -> None:
         else:
             path.unlink(missing_ok=True)
 
-    log = _log(options)
-    try:
+    with opened(options) as acts:
         now = int(time.time())
-        envelopes = sweep(log.fold(Federation), keys, now, delete)
-        log.append(lambda: [log.fold(Federation).event(envelope, now) for envelope in envelopes])
-    finally:
-        log.close()
+        envelopes = sweep(acts.state(), keys, now, delete)
+        for envelope in envelopes:
+            acts.record(envelope, now)
     print(f"erased {len(envelopes)} datasets")
 
 
@@ -123,15 +124,14 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
-    from hubbub.engine import prepare
+    from hubbub.engine.prepare import prepare
     from hubbub.participant import commit
     from hubbub.planning import make_plan
     from hubbub.study import load_study
 
     prepared = prepare(load_study(options.study))
     plan, settings = make_plan(prepared.study), prepared.study.settings
-    state, home = state_of(options)
-    salt = salts(home, prepared.slots)
+    state, salt = state_of(options), salts(chosen_home(options), prepared.slots)
     act = ProposeStudy(
         study=plan.study,
         study_hash=plan.study_hash,
@@ -162,7 +162,7 @@ def propose_release(options: argparse.Namespace) -> None:
 
 def propose_budget(options: argparse.Namespace) -> None:
     """Ask that a dataset may spend more."""
-    state, _ = state_of(options)
+    state = state_of(options)
     dataset = found(options.dataset, state.datasets, "a dataset")
     _propose(options, RaiseBudget(dataset=dataset, epsilon=options.epsilon))
 
@@ -188,9 +188,9 @@ def propose_stop(options: argparse.Namespace) -> None:
 
 def approve(options: argparse.Namespace) -> None:
     """Approve or deny exactly one proposal's bytes."""
-    keys, log, now = load_keys(Path(options.key)), _log(options), int(time.time())
-    try:
-        cases = log.fold(Federation).cases
+    keys, now = load_keys(Path(options.key)), int(time.time())
+    with opened(options) as acts:
+        cases = acts.state().cases
         case = cases[found(options.case, cases, "a proposal")]
         days = options.expires if options.expires is not None else case.rule.expires_days
         envelope = decide(
@@ -201,9 +201,7 @@ def approve(options: argparse.Namespace) -> None:
             verdict="deny" if options.deny else "approve",
             conditions=tuple(options.condition),
         )
-        _append(log, envelope, now, case.id)
-    finally:
-        log.close()
+        _record(acts, envelope, now, case.id)
 
 
 # --- incidents
@@ -216,37 +214,18 @@ def incident_open(options: argparse.Namespace) -> None:
 
 def incident_acknowledge(options: argparse.Namespace) -> None:
     """Say that somebody is at it."""
-    state, _ = state_of(options)
+    state = state_of(options)
     _propose(options, AcknowledgeIncident(incident=found(options.incident, state.incidents, "an incident")))
 
 
 def incident_close(options: argparse.Namespace) -> None:
     """Ask that an incident is over."""
-    state, _ = state_of(options)
+    state = state_of(options)
     incident = found(options.incident, state.incidents, "an incident")
     _propose(options, CloseIncident(incident=incident, summary=options.summary))
 
 
 # --- the log, and what is printed
-
-
-def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
-    home = chosen_home(options)
-    if must_exist and not (home / "log.db").exists():
-        raise InputError(
-            f"{home}, must hold a log, found none; nothing recorded",
-            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
-        )
-    return open_log(home)
-
-
-def state_of(options: argparse.Namespace) -> tuple[Federation, Path]:
-    """The state as it is, and the home that it is of."""
-    log = _log(options)
-    try:
-        return log.fold(Federation), log.path.parent
-    finally:
-        log.close()
 
 
 def _propose(options: argparse.Namespace, act: AnyAct) -> None:
@@ -260,22 +239,21 @@ def _propose(options: argparse.Namespace, act: AnyAct) -> None:
     except msgspec.ValidationError as error:
         raise InputError(f"{act.kind}, {error}; nothing recorded", hint="hubbub propose --help") from None
     keys = load_keys(Path(options.key))
-    log, now = _log(options, must_exist=not isinstance(act, FoundFederation)), int(time.time())
-    try:
-        days = log.fold(Federation).rule(act, keys.card.key_id).expires_days
+    now = int(time.time())
+    with opened(options, must_exist=not isinstance(act, FoundFederation)) as acts:
+        days = acts.state().rule(act, keys.card.key_id).expires_days
         days = options.expires if options.expires is not None else days
         envelope = propose(act, keys.identity, at=now, expires=max(0, now + days * DAY))
-        _append(log, envelope, now, read(envelope).id)
-    finally:
-        log.close()
+        _record(acts, envelope, now, read(envelope).id)
 
 
-def _append(log: EventLog, envelope: str, now: int, case: str) -> None:
-    log.append(lambda: [log.fold(Federation).event(envelope, now)])
-    state = log.fold(Federation)
+def _record(acts: Acts, envelope: str, now: int, case: str) -> None:
+    acts.record(envelope, now)
+    state = acts.state()
     recorded = state.cases[case]
     standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
-    print(f"{case[:SHORT]}: {title(recorded)}: {standing}" + (f", waits for {waits}" if standing == "pending" else ""))
+    waiting = f", waits for {waits}" if standing == "pending" else ""
+    print(plain(f"{case[:SHORT]}: {title(recorded)}: {standing}{waiting}"))
 
 
 def found(beginning: str, known: Mapping[str, object], what: str) -> str:

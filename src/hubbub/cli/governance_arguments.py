@@ -1,4 +1,4 @@
-"""Arguments of keys, federation, dataset, propose, approve, approvals, incident. Imports nothing heavy."""
+"""Arguments of keys, enrol, admit, federation, dataset, propose, approve, approvals, incident. Nothing heavy here."""
 
 import datetime as dt
 from argparse import ArgumentParser
@@ -21,10 +21,11 @@ def add_governance_commands(group: Group, add: Add, commands: Any) -> None:
     _add_propose(group("propose", "ask for what needs permission"), add)
     _add_approve(add, commands)
     _add_incident(group("incident", "say that something is wrong, and what was done"), add)
+    _add_enrolment(add, commands)
 
 
 def _add_keys(actions: Any, add: Add) -> None:
-    new = add(actions, "new", "make three keys and a card", "keys_new")
+    new = add(actions, "new", "make four keys and a card", "keys_new")
     new.add_argument("name", metavar="NAME", help="who: once in a federation")
     new.add_argument("--organisation", metavar="ORG", required=True, help="who answers for it")
     new.add_argument("--role", choices=ROLES, required=True, help="what it may do; one card, one role")
@@ -66,6 +67,9 @@ def _add_dataset(actions: Any, add: Add) -> None:
     register.add_argument("--delta", type=float, default=1e-5, help="at this delta (default: 1e-5)")
     register.add_argument(
         "--unit", choices=["example", "client"], default="example", help="who is protected (default: example)"
+    )
+    register.add_argument(
+        "--gaussian", action="store_true", help="for Gaussian noise without sampling only, which costs less there"
     )
     register.add_argument("--unit-column", metavar="COLUMN", default="", help="what says which records are one unit")
     register.add_argument("--version-of", metavar="DATASET", help="an older dataset, whose budget this one shares")
@@ -135,14 +139,37 @@ def _add_incident(actions: Any, add: Add) -> None:
     listed.add_argument("--json", action="store_true", help="print for a machine")
 
 
-def _add_home(parser: ArgumentParser, *, has_study: bool = False) -> None:
-    parser.add_argument("--home", metavar="DIR", help="folder of the log (default: HUBBUB_HOME, or .hubbub here)")
+def _add_enrolment(add: Add, commands: Any) -> None:
+    enrol = add(commands, "enrol", "ask for a certificate: what a coordinator is reached with", "enrol", "enrolment")
+    enrol.add_argument("keys", metavar="KEYFILE", help="your key file")
+    enrol.add_argument("--out", metavar="FILE", help="the request, for the operator (default: NAME.request here)")
+    admit = add(commands, "admit", "give holders a membership, each for its request", "admit", "enrolment")
+    admit.add_argument("requests", metavar="REQUEST", nargs="+", help="requests that holders made")
+    admit.add_argument("--address", metavar="HOST:PORT", required=True, help="where they dial the coordinator")
+    admit.add_argument(
+        "--days", type=int, default=365, metavar="N", help="how long a certificate is good (default: 365)"
+    )
+    admit.add_argument("--out", metavar="DIR", default=".", help="folder for NAME.membership (default: here)")
+    admit.add_argument("--home", metavar="DIR", help="the coordinator's home (default: HUBBUB_HOME, or .hubbub here)")
+    admit.add_argument("--study", metavar="STUDY", help="use the home beside this study")
+
+
+def _add_log(parser: ArgumentParser, *, has_study: bool = False) -> None:
+    """Where the log is: one of three answers."""
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--home", metavar="DIR", help="folder of the log (default: HUBBUB_HOME, or .hubbub here)")
     if not has_study:
-        parser.add_argument("--study", metavar="STUDY", help="use the log beside this study")
+        place.add_argument("--study", metavar="STUDY", help="use the log beside this study")
+    place.add_argument("--at", metavar="MEMBERSHIP", help="use the log of the coordinator that this is for, with --key")
+
+
+def _add_home(parser: ArgumentParser) -> None:
+    parser.add_argument("--key", metavar="FILE", help="your key file, with --at")
+    _add_log(parser)
 
 
 def _add_signing(*parsers: ArgumentParser, has_study: bool = False) -> None:
     for parser in parsers:
         parser.add_argument("--key", metavar="FILE", required=True, help="your key file")
         parser.add_argument("--expires", type=int, metavar="DAYS", help="sign for so long (default: as the rules say)")
-        _add_home(parser, has_study=has_study)
+        _add_log(parser, has_study=has_study)

@@ -9,15 +9,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hubbub.cli import show as view
-from hubbub.cli.governance import SHORT, found, state_of, title
+from hubbub.cli.acts import state_of
+from hubbub.cli.governance import SHORT, found, title
+from hubbub.cli.plain import cell, json
 from hubbub.governance import Federation
 from hubbub.governance.state import Case
 
 
 def keys_list(options: argparse.Namespace) -> None:
     """List every key that was ever in force."""
-    state, _ = state_of(options)
+    state = state_of(options)
     rows = [
         {
             "key": key,
@@ -34,7 +35,7 @@ def keys_list(options: argparse.Namespace) -> None:
 
 def federation_show(options: argparse.Namespace) -> None:
     """Show who belongs to a federation and how many it has of what."""
-    state, _ = state_of(options)
+    state = state_of(options)
     roster = state.roster()
     shown = {
         "name": state.name or "sandbox: nothing is founded, everything is automatic",
@@ -50,19 +51,19 @@ def federation_show(options: argparse.Namespace) -> None:
         "incidents": len(state.incidents),
     }
     if options.json:
-        view.json(shown)
+        json(shown)
         return
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in shown.items():
-        table.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+        table.add_row(name, cell("\n".join(value) if isinstance(value, list) else value))
     Console().print(table)
 
 
 def dataset_list(options: argparse.Namespace) -> None:
     """List every dataset."""
-    state, _ = state_of(options)
+    state = state_of(options)
     rows = [
         {
             "dataset": key if options.json else key[:SHORT],
@@ -80,11 +81,11 @@ def dataset_list(options: argparse.Namespace) -> None:
 
 def approvals(options: argparse.Namespace) -> None:
     """Show what waits for whom, and what is late; or one proposal whole."""
-    state, _ = state_of(options)
+    state = state_of(options)
     now = int(time.time())
     if options.case:
         case = state.cases[found(options.case, state.cases, "a proposal")]
-        view.json(_whole(state, case, now))
+        json(_whole(state, case, now))
         return
     rows = [
         {
@@ -111,7 +112,7 @@ def approvals(options: argparse.Namespace) -> None:
 
 def incident_list(options: argparse.Namespace) -> None:
     """List every incident and how soon it was acknowledged."""
-    state, _ = state_of(options)
+    state = state_of(options)
     rows = [
         {
             "id": key if options.json else key[:SHORT],
@@ -149,11 +150,11 @@ def _minutes(start: int, end: int | None) -> str:
 
 def _print_rows(rows: Sequence[Mapping[str, object]], headers: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
-        view.json(rows)
+        json(rows)
         return
     table = Table(box=box.SIMPLE_HEAD)
     for header in headers:
         table.add_column(header, no_wrap=header == headers[0], overflow="fold")  # ids are typed again
     for row in rows:
-        table.add_row(*(str(row[header]) for header in headers))
+        table.add_row(*(cell(row[header]) for header in headers))
     Console().print(table)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hubbub.cli.plain import plain
 from hubbub.engine.heads import Heads
 from hubbub.errors import InputError
 from hubbub.governance import load_keys
@@ -137,9 +138,10 @@ def verify(options: argparse.Namespace) -> None:
         verified = check.verify_entry(proved, _read(options.entry), policy, now=now, fresh=fresh)
         what = f"entry {proved.index}"
     head = verified.checkpoint
-    print(f"verified: {what} of {head.origin} at size {head.size}, root {head.root.hex()}, signed by {verified.log}")
+    where = f"{plain(head.origin)} at size {head.size}"
+    print(f"verified: {what} of {where}, root {head.root.hex()}, signed by {plain(str(verified.log))}")
     for name, at in verified.cosigned.items():
-        print(f"cosigned by {name} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC")
+        print(f"cosigned by {plain(name)} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _met_logs(path: Path, log: Verifier) -> list[Verifier]:

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -12,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hubbub.accounting.ledger import Forecast, Statement
+from hubbub.accounting.accounts import Statement
+from hubbub.accounting.ledger import Forecast
+from hubbub.cli.plain import cell, json
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Watch
@@ -35,11 +36,6 @@ from hubbub.secagg.parameters import Parameters
 REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
-
-
-def json(value: object) -> None:
-    """Print a value as one JSON document."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=1).decode() + "\n")
 
 
 def plan_json(plan: Plan) -> None:
@@ -140,23 +136,29 @@ def result(result: RunResult) -> None:
     Console().print(table)
 
 
-def statements(lines: Sequence[Statement], *, as_json: bool) -> None:
+def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[str, float | None] | None = None) -> None:
     """Print what datasets have spent; neighbours that differ in name only share a row where there are many."""
     if as_json:
-        json(lines)
+        json(
+            lines
+            if planned is None
+            else [{**msgspec.structs.asdict(line), "planned": planned[line.dataset]} for line in lines]
+        )
         return
     table = Table(box=box.SIMPLE_HEAD)
     for header in ("dataset", "protects", "grant", "spent", "of", "left", "delta", "runs"):
         table.add_column(
             header, no_wrap=header == "dataset", justify="right" if header in {"spent", "of", "left"} else "left"
         )
+    if planned is not None:
+        table.add_column("had it been planned", justify="right")
     for name, line in _grouped(lines):
         spent, budget = line.epsilon_spent, line.epsilon_budget
         left = max(budget - spent, 0) if spent is not None and budget is not None else None
         notes = [f"{line.open_runs} open"] * bool(line.open_runs)
         notes += [f"{line.runs_without_noise} without noise"] * bool(line.runs_without_noise)
         table.add_row(
-            name,
+            cell(name),
             line.unit,
             line.kind,
             _epsilon(spent),
@@ -164,6 +166,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool) -> None:
             "" if left is None else f"{left:.4f}",
             "" if line.delta is None else f"{line.delta:g}",
             f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
+            *([] if planned is None else [_epsilon(planned[line.dataset])]),
         )
     Console().print(table)
 
@@ -175,7 +178,7 @@ def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
         return
     table = Table("#", "event", "what", box=box.SIMPLE_HEAD)
     for number, kind, what in _told(events):
-        table.add_row(number, kind, what)
+        table.add_row(number, kind, cell(what))
     Console().print(table)
 
 
@@ -297,7 +300,7 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
         table.add_column(header, justify="left" if header == "dataset" else "right")
     for line in lines:
         numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
-        table.add_row(_short(line.dataset), *numbers, "" if line.runs is None else str(line.runs))
+        table.add_row(cell(_short(line.dataset)), *numbers, "" if line.runs is None else str(line.runs))
     Console().print(table)
 
 

@@ -3,18 +3,9 @@
 from pathlib import Path
 
 from hubbub.errors import VerificationError
-from hubbub.governance import Federation
-from hubbub.tlog import Note, Policy, Signer, Store, Verifier, sign_checkpoint, tiles
+from hubbub.tlog import Note, Signer, Store, sign_checkpoint, tiles
 from hubbub.tlog.checkpoint import parse_checkpoint
-from hubbub.tlog.keys import COSIGNATURE
 from hubbub.tlog.note import parse_note
-from hubbub.tlog.policy import Party, majority_policy
-
-WITNESSES = ("node", "auditor", "privacy-officer")
-"""Roles whose holders watch the log of their federation."""
-
-FEW = 4
-"""Witnesses from which on one of them may lie: fewer cannot spare an absent one then."""
 
 
 class Heads:
@@ -58,19 +49,3 @@ class Heads:
         path = self._folder / str(parse_checkpoint(note.text).size)
         tiles.replace_file(path, bytes(note))
         return path
-
-
-def witness_policy(federation: Federation, log: Verifier) -> Policy:
-    """Whose cosignatures a head of this log needs: a quorum of the holders that watch it; nobody's in a sandbox.
-
-    Raises:
-        InputError: The federation has no witness.
-    """
-    if federation.is_sandbox:
-        return Policy((Party(log),))
-    watching = {
-        card.name: Verifier(card.name, COSIGNATURE, bytes.fromhex(card.witness))
-        for card in federation.in_force()
-        if card.role in WITNESSES
-    }
-    return majority_policy(log, watching, int(len(watching) >= FEW))

@@ -1,16 +1,19 @@
-"""What survives runs: the event log and the participants' salts, in one folder."""
+"""What survives runs, in one folder: the event log, the participants' salts, a coordinator's keys."""
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
+from hubbub.governance.certificates import Authority, End, new_authority_key, read_authority, self_signed
 from hubbub.participant.commitment import SALT_BYTES
+from hubbub.secagg.keys import KEY_BYTES, SigningKey
 from hubbub.tlog import Signer
+from hubbub.tlog.database import create_file
 from hubbub.tlog.keys import open_key
 
 VARIABLE = "HUBBUB_HOME"
@@ -47,6 +50,72 @@ def cosignatures(home: Path) -> Path:
 def open_log_key(home: Path) -> Signer:
     """The key that signs a home's log; its name is the log's origin. Made where there is none."""
     return open_key(home / "log.key", ORIGIN)
+
+
+def open_coordinator_key(home: Path) -> SigningKey:
+    """The key with which a home's coordinator signs messages of rounds. Made where there is none.
+
+    Raises:
+        InputError: Others may read the file, or it holds no key.
+    """
+    path = home / "coordinator.key"
+    try:
+        seed = bytes.fromhex(_own(path, _new_seed).decode().strip())
+    except ValueError:
+        seed = b""
+    if len(seed) != KEY_BYTES:
+        raise InputError(
+            f"{path}, must hold the coordinator's key in hexadecimal, found something else; nothing signed",
+            hint="restore it from a copy: with a new key everybody needs a new membership",
+        )
+    return SigningKey(seed)
+
+
+def _new_seed() -> bytes:
+    return f"{secrets.token_hex(KEY_BYTES)}\n".encode()
+
+
+def open_authority(home: Path, *, now: int) -> Authority:
+    """Who signs the certificates of a home's federation. Made where there is none.
+
+    Raises:
+        InputError: Others may read its key, or key and certificate are damaged.
+    """
+    key = _own(home / "ca.key", new_authority_key)
+    return read_authority(key, _made(home / "ca.crt", lambda: self_signed(key, now=now)))
+
+
+def server_credentials(home: Path, hosts: Iterable[str], *, now: int) -> End:
+    """What a coordinator's end of connections needs, for hosts that others dial; the private key is in memory only.
+
+    Raises:
+        InputError: As `open_authority`; or a host can have no certificate.
+    """
+    return open_authority(home, now=now).serve(hosts, now=now)
+
+
+def _own(path: Path, make: Callable[[], bytes]) -> bytes:
+    """A secret that only its owner may read, made where there is none."""
+    content = _made(path, make)
+    mode = path.stat().st_mode
+    if mode & 0o077:
+        raise InputError(
+            f"{path}, must be readable by its owner only, found mode {mode & 0o777:03o}; nothing signed",
+            hint=f"chmod 600 {path}",
+        )
+    return content
+
+
+def _made(path: Path, make: Callable[[], bytes]) -> bytes:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            create_file(path, make())
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}, must be a file that can be read, {error.strerror}; nothing signed", hint="restore it from a copy"
+        ) from None
 
 
 def salts(home: Path, names: Iterable[str]) -> dict[str, bytes]:

@@ -1,17 +1,18 @@
-"""What a federation says of a run: whether it may begin, on whose budgets, whether it must wait or end.
+"""What a federation and each site say of a run: whether it may begin, on whose budgets, whether it must wait or end.
 
-In a sandbox nobody is asked: datasets have the participants' names, and budgets grant themselves.
+In a sandbox no federation is asked: datasets have the participants' names, and budgets grant themselves. A site's own
+policy, `sites/NAME.toml` in the home, is asked everywhere, after the federation: it can only forbid.
 """
 
+import datetime as dt
 import time
 from collections.abc import Mapping
 
-from hubbub.accounting.grants import filter_grant
-from hubbub.accounting.ledger import Accounts
+from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted
-from hubbub.governance import Federation, terms_of
+from hubbub.governance import Facts, Federation, read_policy, terms_of
 from hubbub.planning import Plan
 from hubbub.study.config import Settings
 
@@ -69,10 +70,13 @@ class Permission:
         """Refuse a run that may not begin; else what owners granted and the ledger does not know yet.
 
         Raises:
-            RefusedError: Not approved, or not on these bytes; nothing trained, nothing spent.
+            RefusedError: Not approved, or not on these bytes, or against a site's own policy; nothing trained, nothing
+                spent.
+            InputError: A site's policy cannot be read.
         """
         federation = self.federation
         if federation.is_sandbox:
+            self._ask_sites()
             return []
         federation.may_run(
             plan_hash=self._plan.hash,
@@ -83,6 +87,7 @@ class Permission:
             terms=terms_of(self._settings, minimum=self._plan.minimum),
             now=now(),
         )
+        self._ask_sites()
         return [grant for key in dict.fromkeys(self.accounts() or ()) for grant in self._granted(key)]
 
     def check_going_on(self, run: str, after_round: int) -> None:
@@ -106,6 +111,23 @@ class Permission:
                     hint=f"hubbub propose review {run} {review} --key FILE, then hubbub resume",
                 )
 
+    def _ask_sites(self) -> None:
+        """Refuse what one of the sites does not want, though everybody else agreed."""
+        federation, settings = self.federation, self._settings
+        facts = Facts(
+            federation=federation.id,
+            epsilon=self._plan.epsilon,
+            minimum=self._plan.minimum,
+            purpose=settings.study.purpose,
+            code_hash=self._plan.code_hash,
+            peers=frozenset(card.key_id for card in federation.roster().members),
+        )
+        today = dt.datetime.fromtimestamp(now(), dt.UTC).date()
+        for name in self._commitments:
+            path = self._log.path.parent / "sites" / f"{name}.toml"
+            if path.exists():
+                read_policy(path).check(facts, today=today)
+
     def _datasets(self) -> dict[str, str]:
         """The newest dataset of each participant, with its name."""
         held = {
@@ -120,14 +142,12 @@ class Permission:
         return {held[name]: name for name in self._commitments}
 
     def _granted(self, account: str) -> list[BudgetGranted]:
-        budget, before = self.federation.budgets[account], self._log.fold(Accounts).grants.get(account)
-        if before is not None and (before.kind, before.unit, before.delta) != ("filter", budget.unit, budget.delta):
+        before = self._log.fold(Accounts).grants.get(account)
+        granted = owners_grant(self.federation, account, before)
+        if before is not None and any(getattr(before, name) != getattr(granted, name) for name in FIXED):
             raise RefusedError(
                 f"{account[:12]}, must have the budget that its owner registered, found a {before.kind} at "
                 f"delta {before.delta:g}; nothing trained, nothing spent",
                 hint="register the dataset again, under an id of its own",
             )
-        if before is not None and before.epsilon == budget.epsilon:
-            return []
-        order = before.order if before is not None else None
-        return [filter_grant(account, budget.unit, budget.epsilon, budget.delta, order=order)]
+        return [] if before == granted else [granted]

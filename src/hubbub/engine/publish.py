@@ -12,13 +12,13 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from hubbub.engine.folder import RunFolder
-from hubbub.engine.heads import Heads, witness_policy
+from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log, open_log_key
 from hubbub.engine.permission import now
 from hubbub.errors import HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, ModelReleased
-from hubbub.governance import Federation
+from hubbub.governance import Federation, witness_policy
 from hubbub.planning import Plan
 from hubbub.release import ReleaseClaim, claim_from_log
 from hubbub.release.bundle import COPIED, MODEL, StudyFacts, write_bundle

@@ -93,6 +93,8 @@ class RegisterDataset(Act, frozen=True, tag="register-dataset"):
         retention: Last day on which it may exist, in UTC.
         epsilon: The most that may ever be spent.
         delta: At this delta, fixed.
+        grant: How runs that are chosen one after the other are composed, fixed: "filter" takes any noise,
+            "gaussian" only Gaussian noise without sampling, which costs less there.
         version_of: An older dataset whose budget this one shares; None for a first version.
         is_disjoint: Whether no unit of the older one is in here: then the budget is its own, and a second
             person of the owner must say so too.
@@ -106,6 +108,7 @@ class RegisterDataset(Act, frozen=True, tag="register-dataset"):
     retention: dt.date
     epsilon: Epsilon
     delta: Delta
+    grant: Literal["filter", "gaussian"] = "filter"
     unit_column: Annotated[str, Meta(max_length=100)] = ""
     version_of: DatasetId | None = None
     is_disjoint: bool = False

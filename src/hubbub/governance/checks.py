@@ -68,7 +68,7 @@ def _(act: FoundFederation, state: State, time: int) -> None:
     tighten(rules, act.tighter)
     names = {card.name for card in act.cards}
     public = {key for card in act.cards for key in card.public_keys}
-    if len(names) < len(act.cards) or len(public) < 3 * len(act.cards):
+    if len(names) < len(act.cards) or len(public) < 4 * len(act.cards):
         raise refuse("founding", "must name each holder and each key once", "one twice", "hubbub keys new")
     for card in act.cards:
         card.check()
@@ -138,7 +138,7 @@ def _check_version(act: RegisterDataset, older: str, state: State, time: int) ->
     owner, shared = old.registered.organisation, state.budgets[old.account]
     if owner != act.organisation:
         raise refuse(where, f"must have the owner of {older}, {owner}", act.organisation, "hubbub dataset list")
-    if not act.is_disjoint and (found := Budget(act.unit, act.epsilon, act.delta)) != shared:
+    if not act.is_disjoint and (found := Budget(act.unit, act.epsilon, act.delta, act.grant)) != shared:
         raise refuse(
             where, f"shares the {shared}", f"{found}", f"--epsilon {shared.epsilon:g} --delta {shared.delta:g}"
         )

@@ -72,7 +72,7 @@ def _(act: RegisterDataset, state: State, case: Case, time: int) -> None:
     older = None if act.is_disjoint else act.version_of
     account = act.dataset if older is None else state.datasets[older].account
     state.datasets[act.dataset] = Dataset(act, account)
-    state.budgets.setdefault(account, Budget(act.unit, act.epsilon, act.delta))
+    state.budgets.setdefault(account, Budget(act.unit, act.epsilon, act.delta, act.grant))
 
 
 @take_effect.register

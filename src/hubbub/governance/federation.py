@@ -14,7 +14,7 @@ import msgspec
 
 from hubbub.errors import HubbubError, RefusedError, VerificationError
 from hubbub.events import AnyEvent, Decided, ParticipantJoined, Proposed, RoundClosed, RunFinished, RunStarted
-from hubbub.governance.acts import ProposeStudy, ReleaseModel, Terms
+from hubbub.governance.acts import FoundFederation, ProposeStudy, ReleaseModel, Terms
 from hubbub.governance.admission import DAY, admit
 from hubbub.governance.checks import check_usable
 from hubbub.governance.effects import take_effect
@@ -225,6 +225,21 @@ class Federation(State):
         """The participants' keys in force."""
         members = tuple(card for card in self.in_force() if card.role == "node")
         return Roster(federation=self.id, epoch=self.epoch, members=members)
+
+    def holder_of_transport(self, fingerprint: str) -> Card | None:
+        """Who is at the other end of a TLS connection with this key: a holder in force; None is nobody.
+
+        While nothing is founded, the founders who are asked to begin: they sign over such connections.
+        """
+        cards = self.in_force()
+        if self.is_sandbox:
+            cards = [card for _, founding in self.foundings() for card in founding.cards]
+        found = {card for card in cards if card.transport == fingerprint}
+        return found.pop() if len(found) == 1 else None
+
+    def foundings(self) -> list[tuple[Case, FoundFederation]]:
+        """Founding acts that wait for somebody."""
+        return [pair for pair in self.cases_of(FoundFederation) if self.standing(pair[0], self.latest) == "pending"]
 
     def due(self, now: int) -> list[Due]:
         """What should have happened by now: incidents nobody acknowledged, datasets past their last day."""

@@ -1,19 +1,25 @@
-"""Keys of a person or a participant: three of Ed25519, one purpose each, in one file.
+"""Keys of a person or a participant: four, one purpose each, in one file.
 
-Identity signs proposals, decisions and the card that shows the other two; protocol signs the messages of
-rounds; witness cosigns the log. The file is its owner's, the card is everybody's.
+Identity signs proposals, decisions and the card that shows the other three; protocol signs the messages of
+rounds; witness cosigns the log; transport opens a TLS connection, and nothing that is believed later is signed
+with it. The file is its owner's, the card is everybody's.
 
 Source:
-    RFC 8032; docs/spec/secagg.md for what the protocol key signs.
+    RFC 8032 (Ed25519); FIPS 186-5 and RFC 5480 (transport: ECDSA on P-256, since gRPC's TLS library takes no
+    Ed25519 certificate); docs/spec/secagg.md for what the protocol key signs.
 """
 
+import hashlib
 import os
 import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Meta
 
 from hubbub.errors import InputError, RefusedError
@@ -37,6 +43,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         identity: Public key in hexadecimal.
         protocol: Likewise.
         witness: Likewise.
+        transport: SHA-256 of the public key of its TLS connections, in hexadecimal.
         signature: Of all of this by `identity`, in hexadecimal.
     """
 
@@ -46,6 +53,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     identity: Hex32
     protocol: Hex32
     witness: Hex32
+    transport: Hex32
     signature: Annotated[str, Meta(pattern=SIGNATURE)] = "0" * 128
 
     @property
@@ -54,9 +62,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return key_id(bytes.fromhex(self.identity))
 
     @property
-    def public_keys(self) -> tuple[str, str, str]:
-        """Identity, protocol and witness."""
-        return self.identity, self.protocol, self.witness
+    def public_keys(self) -> tuple[str, str, str, str]:
+        """Identity, protocol, witness and transport, the last by its SHA-256."""
+        return self.identity, self.protocol, self.witness, self.transport
 
     @property
     def message(self) -> bytes:
@@ -64,7 +72,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return pae(CARD, msgspec.json.encode(msgspec.structs.replace(self, signature="0" * 128)))
 
     def check(self) -> None:
-        """Refuse a card that its identity key did not sign, or whose keys are not three.
+        """Refuse a card that its identity key did not sign, or whose keys are not four.
 
         Raises:
             RefusedError: Somebody changed it, or one key has two purposes.
@@ -81,17 +89,45 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             )
 
 
+def transport_key(secret: bytes) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key with this secret number, 32 bytes, big-endian.
+
+    Raises:
+        ValueError: Zero, or not below the order of the curve.
+    """
+    return ec.derive_private_key(int.from_bytes(secret), ec.SECP256R1())
+
+
+def fingerprint(public: PublicKeyTypes) -> str:
+    """SHA-256 of a public key as a certificate holds it (DER SubjectPublicKeyInfo), in hexadecimal."""
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
 class Keys:
-    """Three private keys and their card.
+    """Four private keys and their card.
 
     Args:
         card: The public half.
-        seeds: 32 secret bytes each: identity, protocol, witness.
+        secrets: 32 secret bytes each: identity, protocol, witness, transport.
+
+    Raises:
+        ValueError: The last one is no secret of P-256.
     """
 
-    def __init__(self, card: Card, seeds: tuple[bytes, bytes, bytes]) -> None:
+    def __init__(self, card: Card, secrets: tuple[bytes, bytes, bytes, bytes]) -> None:
         self.card = card
-        self.identity, self.protocol, self.witness = map(Ed25519PrivateKey.from_private_bytes, seeds)
+        self.identity, self.protocol, self.witness = map(Ed25519PrivateKey.from_private_bytes, secrets[:3])
+        self.transport = transport_key(secrets[3])
+
+    @property
+    def public_keys(self) -> tuple[str, str, str, str]:
+        """What its card must show."""
+        identity, protocol, witness = (key.public_key().public_bytes_raw().hex() for key in self._signing)
+        return identity, protocol, witness, fingerprint(self.transport.public_key())
+
+    @property
+    def _signing(self) -> tuple[Ed25519PrivateKey, Ed25519PrivateKey, Ed25519PrivateKey]:
+        return self.identity, self.protocol, self.witness
 
     def save(self, path: Path) -> None:
         """Write a key file that only its owner may read, and never over another.
@@ -113,8 +149,8 @@ class Keys:
             os.fsync(file.fileno())
 
     def _document(self) -> "_KeyFile":
-        seeds = (key.private_bytes_raw().hex() for key in (self.identity, self.protocol, self.witness))
-        return _KeyFile(self.card, *seeds)
+        identity, protocol, witness = (key.private_bytes_raw().hex() for key in self._signing)
+        return _KeyFile(self.card, identity, protocol, witness, _secret(self.transport).hex())
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,20 +160,34 @@ class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Hex32
     protocol: Hex32
     witness: Hex32
+    transport: Hex32
+
+    @property
+    def secrets(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """Identity, protocol, witness, transport."""
+        identity, protocol, witness, transport = map(
+            bytes.fromhex, (self.identity, self.protocol, self.witness, self.transport)
+        )
+        return identity, protocol, witness, transport
+
+
+def _secret(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_numbers().private_value.to_bytes(32)
 
 
 def new_keys(name: str, *, organisation: str, role: Role) -> Keys:
-    """Make three keys from the operating system's randomness, and their card.
+    """Make four keys from the operating system's randomness, and their card.
 
     Raises:
         InputError: Name, organisation or role are not ones that a card may carry.
     """
     made = [Ed25519PrivateKey.generate() for _ in range(3)]
+    transport = ec.generate_private_key(ec.SECP256R1())
     identity, protocol, witness = (key.public_key().public_bytes_raw().hex() for key in made)
     fields = {"name": name, "organisation": organisation, "role": role}
     public = {"identity": identity, "protocol": protocol, "witness": witness}
     try:
-        unsigned = msgspec.convert(fields | public, Card)
+        unsigned = msgspec.convert(fields | public | {"transport": fingerprint(transport.public_key())}, Card)
     except msgspec.ValidationError as error:
         raise InputError(
             f"card of {name!r}, must name a holder in letters, digits, hyphens, dots and underscores, "
@@ -145,7 +195,8 @@ def new_keys(name: str, *, organisation: str, role: Role) -> Keys:
             hint="hubbub keys new ana --organisation clinic-1 --role data-owner",
         ) from None
     card = msgspec.structs.replace(unsigned, signature=made[0].sign(unsigned.message).hex())
-    return Keys(card, (made[0].private_bytes_raw(), made[1].private_bytes_raw(), made[2].private_bytes_raw()))
+    first, second, third = (key.private_bytes_raw() for key in made)
+    return Keys(card, (first, second, third, _secret(transport)))
 
 
 def load_keys(path: Path) -> Keys:
@@ -163,18 +214,16 @@ def load_keys(path: Path) -> Keys:
                     hint=f"chmod 600 {path}, and hubbub keys rotate if somebody may have read it",
                 )
             document = msgspec.json.decode(file.read(), type=_KeyFile)
+        keys = Keys(document.card, document.secrets)
     except OSError as error:
         raise InputError(
             f"{path}, must be a key file, {error.strerror}; nothing signed", hint="hubbub keys new makes one"
         ) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}, must be a key file, {error}; nothing signed", hint="restore it from a copy"
         ) from None
-    seeds = (bytes.fromhex(document.identity), bytes.fromhex(document.protocol), bytes.fromhex(document.witness))
-    keys = Keys(document.card, seeds)
-    shown = tuple(key.public_key().public_bytes_raw().hex() for key in (keys.identity, keys.protocol, keys.witness))
-    if shown != document.card.public_keys:
+    if keys.public_keys != document.card.public_keys:
         raise InputError(
             f"{path}, must hold the keys of its card, found others; nothing signed", hint="restore it from a copy"
         )

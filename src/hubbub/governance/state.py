@@ -61,9 +61,11 @@ class Budget:
     unit: str
     epsilon: float
     delta: float
+    kind: Literal["filter", "gaussian"] = "filter"
 
     def __str__(self) -> str:
-        return f"budget of epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}"
+        noise = "" if self.kind == "filter" else ", for Gaussian noise without sampling"
+        return f"budget of epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}{noise}"
 
 
 @dataclass

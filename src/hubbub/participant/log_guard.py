@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
+from hubbub.accounting.grants import is_private
 from hubbub.errors import BudgetError, InputError, RoundError, VerificationError
-from hubbub.events import decode_event
+from hubbub.events import BudgetReserved, decode_event
 from hubbub.governance import Roster
 from hubbub.participant.log_view import LogView, Mark, Reservation
 from hubbub.participant.memory import Memory
@@ -82,7 +85,7 @@ class LogGuard:
 
     # --- what a host calls ---
 
-    def check(self, opening: Opening, session: Session, now: int) -> Roster:
+    def check(self, opening: Opening, session: Session, now: int, planned: BudgetReserved) -> Roster:
         """Refuse a session that the log does not bear out; the roster in force if it does.
 
         The same session may be asked for again, since the answer to it may have been lost.
@@ -91,16 +94,19 @@ class LogGuard:
             opening: What came with message 0.
             session: Message 0.
             now: POSIX seconds.
+            planned: What the plan that this participant knows reserves: `plan.reservation("", [account])`.
 
         Raises:
+            BudgetError: Its dataset's budget does not hold what is reserved on it.
             RoundError, VerificationError: A rule is broken; the message names it, and nothing was entered.
         """
         self._admitted = None
         head = self.follow(opening, now)
         self._check_log(session, head.checkpoint)
-        reservation = self._check_reservation(session)
+        reservation = self._check_reservation(session, planned)
         self._check_charged(session, reservation)
         self._check_permission(session, reservation, now)
+        self._check_budget(reservation)
         roster = self._check_roster(session)
         self._check_organisations(roster)
         self._check_keys_per_organisation(roster)
@@ -250,7 +256,8 @@ class LogGuard:
             is_same, "must be asked into a session bound to the head it is shown", "another log, size or root"
         )
 
-    def _check_reservation(self, session: Session) -> Reservation:
+    def _check_reservation(self, session: Session, planned: BudgetReserved) -> Reservation:
+        """What is set aside is what the plan costs: neither fewer attempts nor events that cost less."""
         reservation = self._view.reservations.get(session.run)
         if reservation is None:
             raise self._refusal(f"must find its run's reservation at entry {session.run}", "none")
@@ -258,9 +265,24 @@ class LogGuard:
         self._require(
             event.plan_hash == session.plan.hex(), "must find the plan that it knows reserved", "another plan"
         )
+        whole = msgspec.structs.replace(planned, run=event.run, datasets=event.datasets)
+        self._require(event == whole, "must find its plan reserved at its whole cost", "another reservation")
         self._require(self._site.account in event.datasets, "must find its own budget among those reserved", "others")
         self._require(not reservation.is_settled, "must find the run's reservation open", "it settled")
         return reservation
+
+    def _check_budget(self, reservation: Reservation) -> None:
+        """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
+        accounts, account, unit = self._view.accounts, self._site.account, reservation.event.unit
+        grant = accounts.grants.get(account)
+        is_fitting = grant is not None and grant.unit == unit and is_private(reservation.event)
+        if grant is None or not is_fitting or accounts.spent(account) > grant.epsilon:
+            left = "no budget" if grant is None else f"a {grant.kind} of epsilon {grant.epsilon:g} per {grant.unit}"
+            raise BudgetError(
+                f"{self._site.name}, must find room for its runs on the budget that its owner registered, found {left} "
+                "and more reserved on it; nothing sent, no budget spent",
+                hint=_REPORT,
+            )
 
     def _check_charged(self, session: Session, reservation: Reservation) -> None:
         """So that the log never holds less than was answered."""

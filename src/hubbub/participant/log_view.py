@@ -5,7 +5,16 @@
 
 from dataclasses import dataclass, field
 
-from hubbub.events import AnyEvent, BudgetCharged, BudgetReserved, BudgetSettled, RoundClosed, RoundFailed
+from hubbub.accounting.accounts import Accounts, check_granted
+from hubbub.events import (
+    AnyEvent,
+    BudgetCharged,
+    BudgetGranted,
+    BudgetReserved,
+    BudgetSettled,
+    RoundClosed,
+    RoundFailed,
+)
 from hubbub.governance import Federation
 
 Attempt = tuple[int, int]
@@ -48,6 +57,7 @@ class LogView:
     """The state after some entries of a log; it starts empty."""
 
     federation: Federation = field(default_factory=Federation)
+    accounts: Accounts = field(default_factory=Accounts)
     reservations: dict[int, Reservation] = field(default_factory=dict[int, Reservation])
     _newest: dict[str, Reservation] = field(default_factory=dict[str, Reservation])
 
@@ -55,9 +65,13 @@ class LogView:
         """Take one more entry in.
 
         Raises:
-            VerificationError: An act that was not valid where it stands.
+            VerificationError: An act that was not valid where it stands, a grant that no owner made, or accounts that
+                no ledger wrote.
         """
         index = self.federation.entries
+        if isinstance(event, BudgetGranted):
+            check_granted(event, self.accounts, self.federation)
+        self.accounts.apply(event)
         self.federation.apply(event)
         if isinstance(event, BudgetReserved):
             self._newest[event.run] = self.reservations[index] = Reservation(index, event)

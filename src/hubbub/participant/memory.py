@@ -4,18 +4,14 @@
 `LogGuard` compares it with the log at every start.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from hubbub.participant.log_view import Mark
-from hubbub.tlog import Note, Store
-from hubbub.tlog.database import Database
-from hubbub.tlog.merkle import complete_subtrees, grow, join, leaf_hash
-from hubbub.tlog.note import parse_note
+from hubbub.tlog.copy import Copy
 
 _TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS head (one INT PRIMARY KEY, note BLOB)",
     "CREATE TABLE IF NOT EXISTS entered (one INT PRIMARY KEY, run INT, round INT, attempt INT, name BLOB, said BLOB)",
     "CREATE TABLE IF NOT EXISTS charge (run INT, round INT, attempt INT, PRIMARY KEY (run, round, attempt))",
 )
@@ -35,8 +31,8 @@ class Entered(NamedTuple):
     consent: bytes = b""
 
 
-class Memory:
-    """One participant's memory.
+class Memory(Copy):
+    """One participant's memory: its copy of the log, and what it did.
 
     Args:
         path: SQLite file; made, readable by its owner only, where there is none.
@@ -49,43 +45,7 @@ class Memory:
     """
 
     def __init__(self, path: Path) -> None:
-        self._store = Store(path)
-        self._database = Database(path, _TABLES)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._store.close()
-        self._database.close()
-
-    # --- the copy of the log ---
-
-    @property
-    def size(self) -> int:
-        """Entries in the copy."""
-        return self._store.size
-
-    @property
-    def head(self) -> Note | None:
-        """The head that the copy was last compared with."""
-        return next((parse_note(note) for (note,) in self._database.run("SELECT note FROM head")), None)
-
-    def entries(self, start: int) -> list[bytes]:
-        """Entries of the copy from an index on."""
-        return self._store.entries(start)
-
-    def root_with(self, entries: Sequence[bytes]) -> bytes:
-        """The root over the copy with these entries after it."""
-        size = self._store.size
-        edge = [self._store.hashes(level, at, at + 1)[0] for level, at in complete_subtrees(0, size)]
-        grow(edge, size, map(leaf_hash, entries))
-        return join(edge)
-
-    def extend(self, head: Note, decide: Callable[[int], Sequence[bytes]]) -> None:
-        """Add what `decide` makes of the copy's size, all or nothing; it raises to refuse."""
-        self._store.append(decide)
-        self._database.run("INSERT OR REPLACE INTO head VALUES (1, ?)", (bytes(head),))
-
-    # --- sessions ---
+        super().__init__(path, _TABLES)
 
     @property
     def last(self) -> Entered:

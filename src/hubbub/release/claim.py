@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hubbub.accounting.accounts import Accounts, Statement
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
 from hubbub.accounting.grants import repeated
-from hubbub.accounting.ledger import Accounts, Statement
 from hubbub.errors import VerificationError
 from hubbub.events import (
     AnyEvent,

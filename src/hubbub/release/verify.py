@@ -17,7 +17,8 @@ from typing import TypeGuard, TypeVar
 
 import msgspec
 
-from hubbub.accounting.ledger import Accounts, admit
+from hubbub.accounting.accounts import Accounts, check_granted
+from hubbub.accounting.ledger import admit
 from hubbub.errors import HubbubError, InputError, VerificationError
 from hubbub.events import (
     AnyEvent,
@@ -38,6 +39,9 @@ from hubbub.release.claim import ReleaseClaim, claim_from_log
 from hubbub.release.model_signing import fingerprint, read_public_key, verify_folder
 from hubbub.tlog import Policy, tiles, verify_checkpoint
 from hubbub.tlog.policy import parse_policy
+
+COMPUTED = "recomputed claim"
+"""The check that epsilon and everything else that is claimed follow from the log."""
 
 Document = TypeVar("Document")
 Kind = TypeVar("Kind")
@@ -60,7 +64,8 @@ def verify_bundle(
         folder: The bundle.
         policy: Whose keys are believed, from somewhere else than the bundle; None believes the bundle's own.
         now: POSIX seconds, to refuse cosignatures older than a day; None: of any age.
-        recompute: Whether to compute plan and epsilon again (seconds), or to check all but that.
+        recompute: Whether to compute plan and epsilon again (seconds), the run's room in its budgets too, or to check
+            all but that.
 
     Raises:
         VerificationError: The first thing that does not add up.
@@ -90,7 +95,7 @@ def verify_bundle(
 
     yield Check("plan", _check_run(events, released, plan, facts))
     yield Check("acts", _check_acts(events, released, plan, facts))
-    yield Check("budget", _check_budget(events, released.run))
+    yield Check("budget", _check_budget(events, released.run, recompute=recompute))
     _require(claim.certifiable and claim.epsilon_spent is not None, "claim", "must be of noise that nobody can repeat")
     if recompute:
         _require(plan_from(facts.settings, facts.lock) == plan, "plan", "must follow from the settings and sizes")
@@ -98,7 +103,7 @@ def verify_bundle(
         again = claim_from_log(events, released.run, plan, facts.settings)
         by = f"must be what follows from the log, by {claim.accountant}; here {again.accountant}"
         _require(claim == again, "claim", by)
-        yield Check("recomputed claim", f"epsilon {_number(again.epsilon_spent)} at delta {again.delta:g}, the same")
+        yield Check(COMPUTED, f"epsilon {_number(again.epsilon_spent)} at delta {again.delta:g}, the same")
     return claim
 
 
@@ -138,8 +143,8 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     _require(joined == plan.slots, "run", "must be of the participants that were planned")
     ways = "none" if plan.secagg is None else facts.settings.speed.secagg
     _require(start.secagg == ways, "run", "must have made its sums as its settings say")
-    source = plan.mechanism.noise_source
-    _require(source in {"os", start.noise_source}, "run", "must have drawn its noise as its plan says")
+    sources = {plan.mechanism.noise_source, start.noise_source}
+    _require(sources == {"os"}, "run", "must have drawn its noise from the operating system")
     try:
         check_plan(plan, facts.settings)
     except HubbubError as error:
@@ -154,9 +159,9 @@ def _check_acts(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan,
     permit: Permit | None = None
     was_sandbox = True
     for event in events:
-        if _is_of(event, run, BudgetReserved) and not federation.is_sandbox:
+        if _is_of(event, run, BudgetReserved):
             _check_permit(federation, event, data, plan, facts)
-            was_sandbox = False
+            was_sandbox = federation.is_sandbox
         if _is_of(event, run, RoundClosed):
             due = [review for review in facts.settings.governance.reviews if review < event.round_number]
             is_passed = all(federation.review_passed(run, review) for review in due)
@@ -177,6 +182,9 @@ def _check_permit(
     federation: Federation, reserved: BudgetReserved, data: Mapping[str, str], plan: Plan, facts: StudyFacts
 ) -> None:
     """What the engine must have asked before it reserved: everything that was approved is what was run."""
+    if federation.is_sandbox:
+        _require(set(reserved.datasets) == set(plan.slots), "budget", "must be charged to its own participants")
+        return
     held = {known.registered.participant: key for key, known in federation.datasets.items() if not known.is_erased}
     _require(data.keys() <= held.keys(), "acts", "must register the dataset of every participant")
     accounts = {federation.datasets[held[name]].account for name in data}
@@ -193,7 +201,7 @@ def _check_permit(
         )
 
 
-def _check_budget(events: Sequence[AnyEvent], run: str) -> str:
+def _check_budget(events: Sequence[AnyEvent], run: str, *, recompute: bool) -> str:
     """Fold every charge; a round is charged before it is closed, and no owner's grant is invented or overdrawn."""
     accounts, federation = Accounts(), Federation()
     for event in events:
@@ -201,13 +209,10 @@ def _check_budget(events: Sequence[AnyEvent], run: str) -> str:
             charged = accounts.runs[event.run].charged if event.run in accounts.runs else set[tuple[int, int]]()
             is_charged = (event.round_number, event.attempt) in charged
             _require(is_charged, "budget", f"must be charged before round {event.round_number} of {event.run} closes")
-        if isinstance(event, BudgetGranted) and not federation.is_sandbox:
-            budget = federation.budgets.get(event.dataset)
-            owners = ("filter", budget.unit, budget.epsilon, budget.delta) if budget else ()
-            is_owners = owners == (event.kind, event.unit, event.epsilon, event.delta)
-            _require(is_owners, "budget", f"must be what its owner registered: {event.dataset}")
         with _as_failure("budget"):
-            if _is_of(event, run, BudgetReserved):
+            if isinstance(event, BudgetGranted):
+                check_granted(event, accounts, federation)
+            if _is_of(event, run, BudgetReserved) and recompute:
                 admit(accounts, event, home="")
             accounts.apply(event)
         federation.apply(event)

@@ -184,8 +184,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name}, which is Python's and not JSON's")
 
 
-def sign_checkpoint(store: Store, key: Signer) -> Note:
-    """Sign the head of a log as it is on the disk; the origin is the key's name.
+def sign_checkpoint(store: Store, key: Signer, size: int | None = None) -> Note:
+    """Sign the head of a log as it is on the disk, or as it was at a size; the origin is the key's name.
 
     Raises:
         RefusedError: Asked for inside `append`, where entries are not committed yet.
@@ -195,6 +195,6 @@ def sign_checkpoint(store: Store, key: Signer) -> Note:
             "a checkpoint, is signed after its entries are committed, found an open transaction; nothing signed",
             hint="sign when `append` has returned",
         )
-    size = store.size
+    size = store.size if size is None else size
     text = str(Checkpoint(key.name, size, store.root(size)))
     return Note(text, (key.sign(text),))

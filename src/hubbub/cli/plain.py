@@ -1,0 +1,34 @@
+"""Text that strangers wrote, as no terminal obeys it, and JSON for a machine.
+
+Names, texts and notes come out of logs and bundles: a control character in one could hide a line or paint a green "ok".
+"""
+
+import re
+import sys
+
+import msgspec
+from rich.text import Text
+
+_OBEYED = re.compile(r"[^\n\x20-\x7e]")
+
+
+def plain(text: str) -> str:
+    """A text with everything that is neither printable nor a new line written out."""
+    return _OBEYED.sub(lambda found: _written(found[0]), text)
+
+
+def cell(value: object) -> Text:
+    """What a table shows, without any markup in it taken as such."""
+    return Text(plain(str(value)), overflow="fold")
+
+
+def json(value: object) -> None:
+    """Print a value as one JSON document."""
+    sys.stdout.write(plain(msgspec.json.format(msgspec.json.encode(value), indent=1).decode()) + "\n")
+
+
+def _written(sign: str) -> str:
+    if sign.isprintable():
+        return sign
+    digits = sign.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{digits[at : at + 4]}" for at in range(0, len(digits), 4))

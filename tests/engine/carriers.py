@@ -1,0 +1,154 @@
+"""Carriers as the conformance suite drives them: join, leave, wait; and a wire that can be cut."""
+
+import socket
+import threading
+import time
+from contextlib import suppress
+
+from hubbub.engine.direct import DirectServer, Spool, Tuning, fingerprint, serve
+from hubbub.engine.transport import InProcess
+
+QUICK = Tuning(grace=0.3, keepalive=0.5, limit=64 << 20)
+
+
+def until(condition, seconds=10.0):
+    """Wait for something that another thread brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+class Here:
+    """Everybody in this process."""
+
+    def __init__(self):
+        self._handlers = {}
+        self.transport = InProcess(self._handlers)
+
+    def join(self, name, handler):
+        self._handlers[name] = handler
+
+    def close(self):
+        self.transport.close()
+
+
+class Direct:
+    """A coordinator on a loopback port, participants in threads of this process, each with its own connection."""
+
+    def __init__(self, authority, folder, *, command=None, tuning=QUICK):
+        self.authority, self.spool, self.tuning = authority, Spool(folder), tuning
+        self.roster, self.keys, self._sites = {}, {}, []
+        self.transport = DirectServer(
+            authority.host("localhost", "127.0.0.1"),
+            self.roster.get,
+            spool=self.spool,
+            command=command,
+            tuning=tuning,
+        )
+        self.address = f"localhost:{self.transport.port}"
+
+    def enrol(self, name):
+        """Give a name a key of its own, once."""
+        if name not in self.keys:
+            self.keys[name] = self.authority.participant(name)
+            self.roster[fingerprint(self.keys[name].certificate)] = name
+        return self.keys[name]
+
+    def strike(self, name):
+        """Take a name out of the roster."""
+        del self.roster[fingerprint(self.keys.pop(name).certificate)]
+
+    def dial(self, name, handler, credentials, address=None):
+        """Start a participant's half; returns what stops it."""
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=serve,
+            args=(address or self.address, credentials, handler),
+            kwargs={"stop": stop, "spool": self.spool, "tuning": self.tuning},
+        )
+        thread.start()
+        self._sites.append((name, stop, thread))
+        return stop
+
+    def join(self, name, handler, address=None):
+        """Enrol, dial, and wait until connected."""
+        stop = self.dial(name, handler, self.enrol(name), address)
+        until(lambda: name in self.transport.sites())
+        return stop
+
+    def leave(self, name):
+        """Stop every participant's half of that name."""
+        for other, stop, _ in self._sites:
+            if other == name:
+                stop.set()
+        until(lambda: name not in self.transport.sites())
+
+    def close(self):
+        for _, stop, _ in self._sites:
+            stop.set()
+        self.transport.close()
+        for _, _, thread in self._sites:
+            thread.join()
+
+
+class Wire:
+    """Forwards one port to another; can be cut, be slow, or go silent without closing."""
+
+    def __init__(self, port):
+        self.port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"localhost:{self._listener.getsockname()[1]}"
+        self.bytes_per_second, self.forwarded = float("inf"), 0
+        self._open = threading.Event()
+        self._open.set()
+        self._ends, self._threads = [], []
+        self._start(self._accept)
+
+    def _start(self, run, *args):
+        self._threads.append(threading.Thread(target=run, args=args))
+        self._threads[-1].start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                near = self._listener.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self.port))
+                self._ends += [near, far]
+                self._start(self._forward, near, far)
+                self._start(self._forward, far, near)
+
+    def _forward(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self._open.wait()
+                time.sleep(len(data) / self.bytes_per_second)
+                target.sendall(data)
+                self.forwarded += len(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def silence(self):
+        """Forward nothing, close nothing."""
+        self._open.clear()
+
+    def resume(self):
+        self._open.set()
+
+    def cut(self):
+        """Close every connection; new ones are let through."""
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.resume()
+        self.cut()
+        for thread in self._threads:
+            thread.join()
+        for end in self._ends:
+            end.close()
