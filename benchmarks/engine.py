@@ -121,8 +121,10 @@ def show(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> None:
         print(f"  {name:18}", *(text.ljust(24) for text in texts), flush=True)
 
 
-def ratios(over: Sequence[Played], under: Sequence[Played]) -> list[float]:
-    return [milliseconds(one) / milliseconds(other) for one, other in zip(over, under, strict=True)]
+def ratios(
+    over: Sequence[Played], under: Sequence[Played], of: Callable[[Played], float] = milliseconds
+) -> list[float]:
+    return [of(one) / of(other) for one, other in zip(over, under, strict=True)]
 
 
 def compare(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> list[Result]:
@@ -139,6 +141,8 @@ def compare(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> list[R
             f">= {flower:g} x",
             is_headline=True,
         ),
+        Result(f"{name}, CPU time of a round: pfl 0.6 / hubbub", ratios(best, own, busy), "x"),
+        Result(f"{name}, CPU time of a round: Flower 1.42 / hubbub", ratios(turns[FLOWER.name], own, busy), "x"),
         Result(f"{name}, a round of hubbub", [milliseconds(one) for one in own], "ms"),
         Result(f"{name}, hubbub's process started to end of round 1", [one["at"][0] for one in own], "s"),
     ]

@@ -1,6 +1,6 @@
 """Environments of the others that hubbub is measured beside: one each in build/peers, made at the first use.
 
-    python benchmarks/peers.py [opacus] [opendp] [pfl] [flower]
+    python benchmarks/peers.py [opacus] [opendp] [pfl] [flare] [flower]
 
 A peer gets its own versions of what it needs and runs on the torch and numpy of this environment, which it
 sees through a path file: what it installed itself comes first. None of it is ever a dependency of hubbub.
@@ -14,8 +14,6 @@ import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-
-import hubbub
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "peers"
 OWN = sysconfig.get_path("purelib")
@@ -41,8 +39,13 @@ FLOWER_NEEDS = (
 PEERS = {
     "opacus": Peer(("opacus==1.6.0",)),
     "opendp": Peer(("opendp==0.16.0",), shared=("numpy",)),
-    "pfl": Peer(("pfl==0.6.0", "dp-accounting==0.5.1", "psutil")),
-    "flower": Peer((*FLOWER_NEEDS, "ray==2.55.1", "psutil"), without_dependencies=("flwr==1.42.0",)),
+    "pfl": Peer(("pfl==0.6.0", "dp-accounting==0.5.1")),
+    "flower": Peer(
+        (*FLOWER_NEEDS, "ray==2.55.1"),
+        shared=("torch", "numpy", "cryptography"),
+        without_dependencies=("flwr==1.42.0",),
+    ),
+    "flare": Peer(("nvflare==2.9.0",), shared=("numpy", "cryptography", "grpcio", "protobuf")),
 }
 
 
@@ -74,6 +77,8 @@ def _install(home: Path, *packages: str) -> None:
 
 def rerun(name: str, *arguments: str) -> int:
     """Run the script that asks once more, on one core, in a peer's environment with hubbub on its path."""
+    import hubbub  # a peer's environment may import this file too
+
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     source = str(Path(hubbub.__file__).parent.parent)

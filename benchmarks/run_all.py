@@ -76,8 +76,8 @@ def summary(lines: Sequence[dict]) -> str:
 
 def page(lines: Sequence[dict]) -> str:
     """docs/benchmarks.md."""
-    text = "# Benchmarks\n\nWritten by `make bench`: medians of repeated measurements (means where a line says so) "
-    text += "and their range. The first lines of each script say what is measured and how.\n"
+    text = "# Benchmarks\n\nWritten by `make bench`: medians of repeated measurements (means or worst values where a "
+    text += "line says so) and their range. The first lines of each script say what is measured and how.\n"
     for name, part in groupby(lines, key=lambda line: line["benchmark"]):
         own = list(part)
         text += f"\n## `benchmarks/{name}.py`\n\n{own[0]['versions']}\n\n{HEADER}{''.join(map(row, own))}"

@@ -21,6 +21,7 @@ import argparse
 import math
 from collections.abc import Iterable
 
+from goals import Result, finish, machine
 from mpmath import mp, mpf
 
 mp.dps = 60
@@ -125,24 +126,37 @@ def main() -> None:
     print(
         line.format("n", "c %", "D %", "k", "t", "both at |A|", "cut at |A|", "fewer", "stays", "gone", "together", "")
     )
+    secret, correct = [], []
     for (n, percent, drop), (k, t) in TABLE.items():
         c, dropped = n * percent // 100, n * drop // 100
         sessions = sorted({*range(n - dropped, n + 1, asked.every), n})
         first, second = worst((both(a, c, k, t), a) for a in sessions), worst((cut(a, c, k, t), a) for a in sessions)
         third, fourth = stays(n, dropped, k, t), gone(n, dropped, k, t)
         less = fewer(sessions, c, k, t)
-        good = log2(less) <= max(first[0], second[0]) and max(first[0], second[0]) <= SECRET
-        good = good and max(log2(third), log2(fourth)) <= CORRECT
+        secret.append(max(first[0], second[0]))
+        assert log2(less) <= secret[-1], "fewer corrupt among the adverts are worse than all of them"
+        correct.append(max(log2(third), log2(fourth)))
+        good = secret[-1] <= SECRET and correct[-1] <= CORRECT
         shown = [f"{log2(value):.2f}" for value in (less, third, fourth, third + fourth)]
         print(
             line.format(
                 n, percent, drop, k, t, *(f"{v:.2f} at {a}" for v, a in (first, second)), *shown,
-                "pass" if good else "MISS",
+                "pass" if good else "miss",
             ),
             flush=True,
         )  # fmt: skip
     if asked.search:
         search()
+    cells = f"worst of {len(TABLE)} cells of the table of neighbours"
+    finish(
+        [
+            Result(
+                f"{cells}: a secret is rebuilt, or the honest are cut apart, log2", secret, f"<= {SECRET}", by="max"
+            ),
+            Result(f"{cells}: a session fails though it should not, log2", correct, f"<= {CORRECT}", by="max"),
+        ],
+        machine("mpmath"),
+    )
 
 
 def search() -> None:

@@ -62,6 +62,15 @@ class ParticipantJoined(Event, frozen=True, tag="participant-joined"):
     data_commitment: Public[str]
 
 
+class ParticipantRefused(Event, frozen=True, tag="participant-refused"):
+    """A participant refused to take part in a run, or in one of its rounds (0: in any); `code` says of what kind."""
+
+    run: Public[str]
+    participant: Public[str]
+    round_number: Public[int]
+    code: Public[str]
+
+
 class BudgetGranted(Event, frozen=True, tag="budget-granted"):
     """An owner allows its dataset to be used up to (epsilon, delta).
 
@@ -179,6 +188,7 @@ AnyEvent = (
     RunStarted
     | RunResumed
     | ParticipantJoined
+    | ParticipantRefused
     | BudgetGranted
     | BudgetReserved
     | BudgetCharged

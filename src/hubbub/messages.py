@@ -1,9 +1,9 @@
 """What travels between coordinator and participants. No type can carry a record.
 
-Every message names its run, plan, round and attempt, so that an answer to one question can never pass for
+Every message of a round names its run, plan, round and attempt, so that an answer to one question can never pass for
 an answer to another.
 
-*Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but the three types, and each
+*Trust:* a message is bytes somebody else wrote: `decode_message` refuses all but these types, and each
 receiver checks what is in them.
 """
 
@@ -53,7 +53,79 @@ class Contribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     payload: bytes
 
 
-Message = RoundOpened | RoundContinued | Contribution
+class CosignAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cosign"):
+    """A request to a participant's witness, as `tlog.witness` reads it."""
+
+    request: bytes
+
+
+class Cosigned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cosigned"):
+    """What the witness answered, and how many entries the participant's copy of the log has."""
+
+    status: int
+    body: bytes
+    content_type: str
+    entries: int
+
+
+class LogShown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="log"):
+    """A cosigned head and the entries up to it, as `participant.opening` reads them."""
+
+    opening: bytes
+
+
+class StudyOffered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="study"):
+    """Whether a participant holds a study, by the hashes of its settings and its code, and its data for it."""
+
+    study_hash: str
+    code_hash: str
+
+
+class StudyHeld(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="held"):
+    """It does: the public number of its slots, a salted commitment to its records, the size of the model."""
+
+    slots: int
+    data_commitment: str
+    parameters: int
+
+
+class RunOffered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="run"):
+    """A run that stands reserved in the log that was shown last.
+
+    `lock` is what its plan follows from; `evidence` is of the machine that the coordinator runs on, or empty.
+    """
+
+    run: str
+    plan_hash: str
+    study_hash: str
+    code_hash: str
+    lock: bytes
+    evidence: bytes = b""
+
+
+class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="done"):
+    """The participant did what it was asked, and has nothing to say about it."""
+
+
+class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refused"):
+    """A participant's refusal, by a code: its words stay at the site, where they may say more."""
+
+    code: str
+
+
+Message = (
+    RoundOpened
+    | RoundContinued
+    | Contribution
+    | CosignAsked
+    | Cosigned
+    | LogShown
+    | StudyOffered
+    | StudyHeld
+    | RunOffered
+    | Done
+    | Refused
+)
 _decoder = msgspec.msgpack.Decoder(Message)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -63,7 +135,7 @@ def encode_message(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_message(data: bytes) -> Message:
+def decode_message(data: bytes | memoryview) -> Message:
     """Read one message.
 
     Raises:

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 from hubbub.engine.direct import DirectServer, Spool, Tuning, fingerprint, serve
+from hubbub.engine.flare.tunnel import Tunnel
 from hubbub.engine.transport import InProcess
 
 QUICK = Tuning(grace=0.3, keepalive=0.5, limit=64 << 20)
@@ -36,17 +37,22 @@ class Here:
 class Direct:
     """A coordinator on a loopback port, participants in threads of this process, each with its own connection."""
 
-    def __init__(self, authority, folder, *, command=None, tuning=QUICK):
+    def __init__(self, authority, folder, *, command=None, tuning=QUICK, address="127.0.0.1:0"):
         self.authority, self.spool, self.tuning = authority, Spool(folder), tuning
         self.roster, self.keys, self._sites = {}, {}, []
         self.transport = DirectServer(
             authority.host("localhost", "127.0.0.1"),
             self.roster.get,
             spool=self.spool,
+            address=address,
             command=command,
             tuning=tuning,
         )
-        self.address = f"localhost:{self.transport.port}"
+        self.listen(self.transport.port)
+
+    def listen(self, port):
+        """Say where participants dial."""
+        self.port, self.address = port, f"localhost:{port}"
 
     def enrol(self, name):
         """Give a name a key of its own, once."""
@@ -90,6 +96,38 @@ class Direct:
         self.transport.close()
         for _, _, thread in self._sites:
             thread.join()
+
+
+class Tunnelled(Direct):
+    """The same; between participants and coordinator there is a tunnel, whose messages are function calls."""
+
+    def __init__(self, authority, folder, **options):
+        super().__init__(authority, folder, **options)
+        coordinator = ("127.0.0.1", self.transport.port)
+        self.near = Tunnel(self._to_far)
+        self.far = Tunnel(self.near.take, lambda: socket.create_connection(coordinator))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.listen(self._listener.getsockname()[1])
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _to_far(self, message):
+        return self.far.take(message)
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                self.near.open(self._listener.accept()[0])
+
+    def close(self):
+        super().close()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join()
+        for end in (self.near, self.far):
+            end.close()
+        until(lambda: "hubbub-tunnel" not in [thread.name for thread in threading.enumerate()])
 
 
 class Wire:

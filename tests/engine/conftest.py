@@ -1,5 +1,6 @@
 """Carriers for the tests of this room."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -32,17 +33,31 @@ def authority(certificates):
 
 
 @pytest.fixture
-def direct(carriers, authority, tmp_path):
-    """Make coordinators with the direct carrier; options are `carriers.Direct`'s."""
+def hosts(carriers, authority, tmp_path):
+    """Make coordinators of one of the carriers' classes."""
     made = []
 
-    def make(**options):
-        made.append(carriers.Direct(authority, tmp_path, **options))
+    def make(kind, **options):
+        made.append(kind(authority, tmp_path, **options))
         return made[-1]
 
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def direct(hosts, carriers):
+    """Make coordinators with the direct carrier; options are `carriers.Direct`'s."""
+    return functools.partial(hosts, carriers.Direct)
+
+
+@pytest.fixture(scope="session")
+def flare(tmp_path_factory):
+    """Give a server and a client of NVIDIA FLARE, both on this machine, with jobs of ours."""
+    system = _load("flare_system").System(tmp_path_factory.mktemp("flare"))
+    yield system
+    system.close()
 
 
 @pytest.fixture
@@ -60,6 +75,13 @@ def wire(carriers):
 
 
 @pytest.fixture
-def carrier(request, direct, carriers):
+def carrier(request, hosts, carriers):
     """Give the carrier that a test is parametrised by."""
-    return carriers.Here() if request.param == "in process" else direct()
+    if request.param == "in process":
+        return carriers.Here()
+    if request.param != "flare":
+        return hosts({"direct": carriers.Direct, "tunnel": carriers.Tunnelled}[request.param])
+    system = request.getfixturevalue("flare")
+    made = hosts(carriers.Direct, address=f"127.0.0.1:{system.coordinator}")
+    made.listen(system.wait("site-1"))
+    return made

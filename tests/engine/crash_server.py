@@ -82,14 +82,14 @@ def charge_late():
     from hubbub.engine.embedded import SitesHere
     from hubbub.engine.running import Running
 
-    charge, carry, late = Running._charge, SitesHere._carry, []
+    charge, carry, late = Running.charge, SitesHere._carry, []
 
     def carry_first(self, *arguments):
         carry(self, *arguments)
         while late:
             charge(*late.pop())
 
-    Running._charge = lambda *arguments: late.append(arguments)
+    Running.charge = lambda *arguments: late.append(arguments)
     SitesHere._carry = carry_first
 
 

@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubbub.engine import commands
-from hubbub.engine.commands import (
-    Done,
-    Failed,
-    LogPart,
-    ReadLog,
-    RecordAct,
-    answer,
-    log_handlers,
-    read_answer,
-    read_command,
-)
+from hubbub.engine.answering import answer, log_handlers
+from hubbub.engine.commands import Done, Failed, LogPart, ReadLog, RecordAct, read_answer, read_command
 from hubbub.errors import BudgetError, HubbubError, InputError, RefusedError, StoppedError, VerificationError
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation, new_keys, propose

@@ -257,7 +257,7 @@ def trace(world, name):
     return Counter(json.loads((world.notes / name).read_text()))
 
 
-WHERE_IT_COUNTS = ("SitesHere._carry ", "Running._charge ", "SitesHere.attempt ", "Running._train ", "Participant.")
+WHERE_IT_COUNTS = ("SitesHere._carry ", "Running.charge ", "SitesHere.attempt ", "Running._train ", "Participant.")
 WHERE_IT_COUNTS += (
     "Client.",
     "Ledger.charge",

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from hubbub.engine.acts import LocalActs
-from hubbub.engine.commands import Done, LogPart, ReadLog, RecordAct, answer, log_handlers, read_answer, read_command
+from hubbub.engine.answering import answer, log_handlers
+from hubbub.engine.commands import Done, LogPart, ReadLog, RecordAct, read_answer, read_command
 from hubbub.engine.enrol import admit
 from hubbub.engine.home import open_log, open_log_key
 from hubbub.engine.remote import RemoteActs

@@ -7,8 +7,9 @@ import time
 import pytest
 
 CHUNK = 1 << 20
-every = pytest.mark.parametrize("carrier", ["in process", "direct"], indirect=True)
-hosts = pytest.mark.parametrize("carrier", ["direct"], indirect=True)
+HOSTS = ["direct", "tunnel", pytest.param("flare", marks=pytest.mark.slow)]
+every = pytest.mark.parametrize("carrier", ["in process", *HOSTS], indirect=True)
+hosts = pytest.mark.parametrize("carrier", HOSTS, indirect=True)
 
 
 def echo(question):
@@ -33,7 +34,7 @@ def test_everybody_answers_its_own_question(carrier):
     names = [f"site-{number}" for number in range(8)]
     for name in names:
         carrier.join(name, lambda question, name=name: name.encode() + question)
-    assert carrier.transport.sites() == set(names)
+    assert set(carrier.transport.sites()) == set(names)
     questions = {name: f" is {number}".encode() for number, name in enumerate(names[1:])}
     answers = {name: bytes(reply) for name, reply in carrier.transport.ask(questions, seconds=5)}
     assert answers == {name: name.encode() + question for name, question in questions.items()}
@@ -98,7 +99,7 @@ def test_who_restarts_during_a_question_is_asked_again(carrier, gate):
 
 @hosts
 def test_a_lost_connection_is_made_again_and_nothing_is_handled_twice(carrier, gate, wire):
-    line, seen = wire(carrier.transport.port), []
+    line, seen = wire(carrier.port), []
     carrier.join("north", lambda question: seen.append(question) or (gate.wait() and question), line.address)
     for delay in (0.1, 0.3):
         threading.Timer(delay, line.cut).start()
@@ -109,7 +110,7 @@ def test_a_lost_connection_is_made_again_and_nothing_is_handled_twice(carrier, g
 
 @hosts
 def test_an_answer_lost_on_the_wire_is_given_again_without_asking_the_participant(carrier, wire):
-    line, seen = wire(carrier.transport.port), []
+    line, seen = wire(carrier.port), []
 
     def answer(question):
         seen.append(question)
@@ -124,7 +125,7 @@ def test_an_answer_lost_on_the_wire_is_given_again_without_asking_the_participan
 
 @hosts
 def test_a_silent_wire_is_noticed_within_the_keepalive(carrier, wire):
-    line = wire(carrier.transport.port)
+    line = wire(carrier.port)
     carrier.join("north", echo, line.address)
     line.silence()
     start = time.monotonic()
@@ -136,7 +137,7 @@ def test_a_silent_wire_is_noticed_within_the_keepalive(carrier, wire):
 
 @hosts
 def test_a_message_given_up_half_way_does_not_spoil_the_next(carrier, wire):
-    line, seen = wire(carrier.transport.port), []
+    line, seen = wire(carrier.port), []
     carrier.join("north", lambda question: seen.append(question) or question, line.address)
     line.silence()
     threading.Timer(0.3, line.resume).start()

@@ -2,19 +2,20 @@
 
 import argparse
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from hubbub.cli.budget import chosen_home
 from hubbub.engine.acts import Acts, LocalActs
-from hubbub.engine.commands import PART_BYTES
+from hubbub.engine.commands import PART_BYTES, AnyAnswer, Command, Failed, read_answer
 from hubbub.engine.home import LOG, VARIABLE, open_log
 from hubbub.errors import InputError
 from hubbub.governance import Federation, load_keys
-from hubbub.governance.certificates import End
 from hubbub.governance.enrolment import client_credentials, read_membership
 
+Kind = TypeVar("Kind", bound=AnyAnswer)
 SECONDS = 30.0
 """How long a coordinator may take to answer."""
 
@@ -53,18 +54,19 @@ def _remote(options: argparse.Namespace) -> Acts:
     from hubbub.engine.remote import RemoteActs
 
     path = Path(options.at)
+    return RemoteActs(read_membership(path), path.parent, path.stem, connection(options))
+
+
+def connection(options: argparse.Namespace) -> Callable[[bytes], bytes]:
+    """Sends commands to the coordinator that `--at` is about, as the holder of `--key`.
+
+    Raises:
+        InputError: Membership and key do not belong together, or what is needed to connect is not installed.
+    """
     if not options.key:
-        raise InputError(f"{path}, must be used with the key that it is for, found no --key", hint="--key FILE")
-    keys, membership = load_keys(Path(options.key)), read_membership(path)
-    end = client_credentials(keys, membership, now=int(time.time()))
-
-    def ask(command: bytes) -> bytes:
-        return _sent(membership.address, end, command)
-
-    return RemoteActs(membership, path.parent, path.stem, ask)
-
-
-def _sent(address: str, end: End, command: bytes) -> bytes:
+        raise InputError(f"{options.at}, must be used with the key that it is for, found no --key", hint="--key FILE")
+    membership = read_membership(Path(options.at))
+    end = client_credentials(load_keys(Path(options.key)), membership, now=int(time.time()))
     try:
         from hubbub.engine.direct import Credentials, Tuning, send_command
     except ImportError as error:
@@ -72,4 +74,26 @@ def _sent(address: str, end: End, command: bytes) -> bytes:
             f"--at, must reach a coordinator over gRPC, found no module {error.name!r}; nothing sent",
             hint="pip install 'hubbub[direct]'",
         ) from None
-    return send_command(address, Credentials(*end), command, seconds=SECONDS, tuning=Tuning(limit=2 * PART_BYTES))
+    credentials, tuning = Credentials(*end), Tuning(limit=2 * PART_BYTES)
+
+    def ask(command: bytes) -> bytes:
+        return send_command(membership.address, credentials, command, seconds=SECONDS, tuning=tuning)
+
+    return ask
+
+
+def asked(options: argparse.Namespace, order: Command, kind: type[Kind]) -> Kind:
+    """Ask the coordinator that `--at` is about; what it refuses is raised here.
+
+    Raises:
+        HubbubError: It refuses, does not answer, or answers something else.
+    """
+    answer = read_answer(connection(options)(order.encode()))
+    if isinstance(answer, Failed):
+        raise answer.error()
+    if not isinstance(answer, kind):
+        raise InputError(
+            f"coordinator, must answer what it was asked, found {type(answer).__name__}",
+            hint="both sides must run the same version",
+        )
+    return answer

@@ -49,6 +49,12 @@ COMMANDS = (
     "incident",
     "enrol",
     "admit",
+    "coordinate",
+    "join",
+    "recover",
+    "submit",
+    "status",
+    "fetch",
 )
 
 
@@ -122,7 +128,17 @@ def _lazy(module: str, function: str) -> Command:
     return command
 
 
+def _here_or_away(function: str) -> Command:
+    """The command on a run directory; with `--at` on a coordinator's run."""
+
+    def command(options: argparse.Namespace) -> None:
+        _lazy("deployment" if options.at else "commands", function)(options)
+
+    return command
+
+
 def _add_governance_commands(commands: Any) -> None:
+    from hubbub.cli.deployment_arguments import add_deployment_commands
     from hubbub.cli.governance_arguments import add_governance_commands
 
     def group(name: str, summary: str) -> Any:
@@ -132,6 +148,7 @@ def _add_governance_commands(commands: Any) -> None:
         return _add(actions, name, summary, _lazy(module, function))
 
     add_governance_commands(group, add, commands)
+    add_deployment_commands(add, commands)
 
 
 def _group(commands: Any, name: str, summary: str) -> Any:
@@ -164,7 +181,7 @@ def _add_study_commands(commands: Any) -> None:
     run = _add(commands, "run", "train under the plan, everybody in this process", _lazy("commands", "run"))
     run.add_argument("study", metavar="STUDY", help="folder of the study, or its study.toml")
     run.add_argument("--out", metavar="DIR", help="run directory, not there yet (default: runs/RUN beside the study)")
-    resume = _add(commands, "resume", "go on with a run that was interrupted", _lazy("commands", "resume"))
+    resume = _add(commands, "resume", "go on with a run that was interrupted", _here_or_away("resume"))
     for parser in (run, resume):
         parser.add_argument("--json", action="store_true", help="print the result for a machine")
         parser.add_argument("--quiet", action="store_true", help="print errors only")
@@ -172,14 +189,17 @@ def _add_study_commands(commands: Any) -> None:
         commands,
         "stop",
         "give up an interrupted run; what it did not charge returns",
-        _lazy("commands", "stop"),
+        _here_or_away("stop"),
     )
     release = _add(
-        commands, "release", "release a run's model under its claim, in a signed bundle", _lazy("commands", "release")
+        commands, "release", "release a run's model under its claim, in a signed bundle", _here_or_away("release")
     )
     release.add_argument("--out", metavar="DIR", help="the bundle, not there yet (default: RUN/bundle)")
+    from hubbub.cli.deployment_arguments import add_at
+
     for parser in (resume, stop, release):
-        parser.add_argument("folder", metavar="RUN", help="run directory")
+        parser.add_argument("folder", metavar="RUN", help="run directory; with --at the name of a run")
+        add_at(parser)
     verify = _add(commands, "verify", "check a bundle, offline", _lazy("commands", "verify"))
     verify.add_argument("folder", metavar="BUNDLE", help="folder that `hubbub release` made")
     verify.add_argument("--policy", metavar="FILE", help="whose keys are believed (default: those in the bundle)")

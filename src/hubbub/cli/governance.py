@@ -4,16 +4,18 @@ import argparse
 import hashlib
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from hubbub.cli.acts import opened, state_of
+from hubbub.cli.acts import asked, opened, state_of
 from hubbub.cli.budget import chosen_home
 from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
+from hubbub.engine.commands import OfferStudy, ShowStatus, Status, StudyOffers
 from hubbub.engine.home import salts
 from hubbub.errors import InputError
 from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
@@ -37,6 +39,9 @@ from hubbub.governance.keys import read_card, write_card
 from hubbub.governance.roles import Tightening, packaged, read_tightening
 from hubbub.governance.state import Case
 from hubbub.governance.statement import decide, propose, read
+from hubbub.planning import make_plan
+from hubbub.study import Lock, Study, load_study
+from hubbub.study.lock import write_lock
 
 DAY = 86_400
 SHORT = 12
@@ -124,20 +129,14 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
-    from hubbub.engine.prepare import prepare
-    from hubbub.participant import commit
-    from hubbub.planning import make_plan
-    from hubbub.study import load_study
-
-    prepared = prepare(load_study(options.study))
-    plan, settings = make_plan(prepared.study), prepared.study.settings
-    state, salt = state_of(options), salts(chosen_home(options), prepared.slots)
+    study, commitments = (_offered if options.at else _held_here)(options)
+    plan, settings, state = make_plan(study), study.settings, state_of(options)
     act = ProposeStudy(
         study=plan.study,
         study_hash=plan.study_hash,
         code_hash=plan.code_hash,
         plan_hash=plan.hash,
-        data={_dataset_of(state, name): commit(slots, salt[name]) for name, slots in prepared.slots.items()},
+        data={_dataset_of(state, name): commitment for name, commitment in commitments.items()},
         purpose=settings.study.purpose,
         terms=terms_of(settings, minimum=plan.minimum),
         change=options.change,
@@ -146,8 +145,54 @@ def propose_study(options: argparse.Namespace) -> None:
     _propose(options, act)
 
 
+def _held_here(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
+    """The study, and a commitment to each participant's records, which are on this machine."""
+    from hubbub.engine.prepare import prepare
+    from hubbub.participant import commit
+
+    prepared = prepare(load_study(options.study))
+    salt = salts(chosen_home(options), prepared.slots)
+    return prepared.study, {name: commit(slots, salt[name]) for name, slots in prepared.slots.items()}
+
+
+def _offered(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
+    """The study with a lock of what participants elsewhere hold, and the commitments that they answered with."""
+    study = load_study(options.study)
+    order = OfferStudy(study_hash=study.settings.approved_hash(), code_hash=study.code_hash)
+    offers = asked(options, order, StudyOffers).offers
+    held = [offer for offer in offers if not offer.refused]
+    for offer in offers:
+        if offer.refused:
+            print(f"hubbub: {offer.participant} does not take part: {offer.refused}", file=sys.stderr)
+    sizes = {offer.parameters for offer in held}
+    if len(sizes) != 1:
+        raise InputError(
+            f"study {study.settings.study.name}, must be held by participants with one and the same model, "
+            f"found {len(held)} participants with models of {sorted(sizes)} parameters; nothing recorded",
+            hint="owners copy the study into their sites' studies folder, and join",
+        )
+    lock = Lock(
+        format=1,
+        code_hash=study.code_hash,
+        schema_hash=study.schema_hash,
+        parameters=sizes.pop(),
+        slots={offer.participant: offer.slots for offer in held},
+    )
+    if study.lock_path is not None:
+        write_lock(study.lock_path, lock)
+    return study.with_lock(lock), {offer.participant: offer.data_commitment for offer in held}
+
+
 def propose_release(options: argparse.Namespace) -> None:
     """Ask to give a finished run's model to others."""
+    if options.at:
+        told = next((run for run in asked(options, ShowStatus(), Status).runs if run.run == options.folder), None)
+        if told is None or not told.claim_hash:
+            raise InputError(
+                f"run {options.folder}, must be a finished run of this coordinator, found none; nothing recorded",
+                hint="hubbub status",
+            )
+        return _propose(options, ReleaseModel(run=told.run, model_hash=told.model_hash, claim_hash=told.claim_hash))
     folder = Path(options.folder)
     try:
         model, claim = (folder / "model.safetensors").read_bytes(), (folder / "claim.json").read_bytes()
@@ -157,7 +202,7 @@ def propose_release(options: argparse.Namespace) -> None:
             f"{folder}, must be the directory of a finished run, {error}; nothing recorded", hint="hubbub run STUDY"
         ) from None
     hashes = {"model_hash": hashlib.sha256(model).hexdigest(), "claim_hash": hashlib.sha256(claim).hexdigest()}
-    _propose(options, ReleaseModel(run=str(run), **hashes))
+    return _propose(options, ReleaseModel(run=str(run), **hashes))
 
 
 def propose_budget(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ round with too few contributions fails by name and is tried again as a new attem
 fresh samples and fresh noise, as often as the plan pays for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,10 @@ class Coordinator:
         self._make_sum = make_sum
         self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)
         self._failure: str | None = None
+        self.farewell: Mapping[str, bytes] = {}
+        """What tells the participants of the last attempt how it ended, where sums are secure."""
+        self.receipts: Mapping[str, bytes] = {}
+        """By survivor of the last attempt: what finds it in the record."""
 
     @property
     def is_finished(self) -> bool:
@@ -146,15 +150,14 @@ class Coordinator:
         return PlainSum(cohort, dimension=self._plan.mechanism.length, minimum=minimum)
 
     @property
-    def _address(self) -> dict[str, Any]:
-        return {
-            "run": self.run,
-            "plan_hash": self._plan_hash,
-            "round_number": self.round_number,
-            "attempt": self.attempt,
-        }
+    def _attempt(self) -> dict[str, Any]:
+        return {"run": self.run, "round_number": self.round_number, "attempt": self.attempt}
 
-    def receive(self, data: bytes) -> None:
+    @property
+    def _address(self) -> dict[str, Any]:
+        return {**self._attempt, "plan_hash": self._plan_hash}
+
+    def receive(self, data: bytes | memoryview) -> None:
         """Add one contribution to the sum.
 
         Raises:
@@ -182,29 +185,28 @@ class Coordinator:
         except RoundError as error:
             self._failure = error.message
             return {}
+        return self._continued(payloads)
+
+    def _continued(self, payloads: Mapping[str, bytes]) -> dict[str, bytes]:
         return {
             name: encode_message(RoundContinued(**self._address, payload=payload)) for name, payload in payloads.items()
         }
 
     def close(self) -> RoundClosed | RoundFailed:
         """End the attempt: release the sum and move the model, or fail and leave the model as it was."""
-        total = self._sum.total
+        total, ending = self._sum.total, self._sum.end()
+        self.farewell, self.receipts = self._continued(ending.messages), ending.receipts
         if total is None:
             self._failures += 1
-            return RoundFailed(
-                run=self.run,
-                round_number=self.round_number,
-                attempt=self.attempt,
-                reason=self._failure or "given up before its sum was complete",
-            )
+            reason = self._failure or "given up before its sum was complete"
+            return RoundFailed(**self._attempt, reason=reason, **ending.record)
         mechanism = self._plan.mechanism
         self.parameters, norm = self._step.move(self.parameters, mechanism.release(total, self._randomness))
         closed = RoundClosed(
-            run=self.run,
-            round_number=self.round_number,
-            attempt=self.attempt,
+            **self._attempt,
             participants=None if mechanism.participants.is_secret else len(self._sum.survivors),
             step_norm=norm,
+            **ending.record,
         )
         self.round_number += 1
         self.attempt = 0

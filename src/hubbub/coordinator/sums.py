@@ -5,15 +5,30 @@
 Nobody is waited for here: who has not answered when `advance` is called has dropped out.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from jaxtyping import UInt32
 
 from hubbub.errors import RoundError
-from hubbub.messages import unpack_values
+from hubbub.messages import pack_values, unpack_values
 from hubbub.secagg import Server
+
+
+class Ending(NamedTuple):
+    """How an attempt ended, for those who took part; empty where sums are plain.
+
+    Args:
+        record: Fields of its closing record, in hexadecimal.
+        messages: The last message to each participant.
+        receipts: By survivor: what finds it in the record.
+    """
+
+    record: Mapping[str, Any] = {}
+    messages: Mapping[str, bytes] = {}
+    receipts: Mapping[str, bytes] = {}
 
 
 @runtime_checkable
@@ -40,6 +55,10 @@ class Sum(Protocol):
 
     def advance(self) -> dict[str, bytes]:
         """End a stage: what to send next, by receiver; nothing when the sum is complete."""
+        ...
+
+    def end(self) -> Ending:
+        """End the attempt, whether or not the sum is complete."""
         ...
 
 
@@ -97,6 +116,10 @@ class PlainSum:
         self.total = self._running
         return {}
 
+    def end(self) -> Ending:
+        """Nobody is told."""
+        return Ending()
+
 
 class SecureSum:
     """Adds up by secure aggregation: this side sees the sum of the survivors, and no vector.
@@ -137,3 +160,12 @@ class SecureSum:
             RoundError: Too few are left; the error says whether masked vectors had been sent.
         """
         return self._server.advance()
+
+    def end(self) -> Ending:
+        """Tell everybody how it ended; a complete sum has a record in which its survivors find themselves."""
+        record, receipts = {"session": self._server.session.id.hex()}, dict[str, bytes]()
+        if self.total is not None:
+            closing, made = self._server.record(pack_values(self.total))
+            record |= {name: value.hex() for name, value in msgspec.structs.asdict(closing).items()}
+            receipts = {name: receipt.encode() for name, receipt in made.items()}
+        return Ending(record, self._server.close(), receipts)

@@ -8,6 +8,7 @@
     federation.py  everybody's keys, where everybody lives in one process
     transport.py   the seam between coordinator and participants: one question to many
     direct/        a carrier: gRPC over mutual TLS, dialled by the participants
+    flare/         a wire for it: its connections through jobs of NVIDIA FLARE
     running.py     one run from reservation to claim, wherever its participants are
     embedded.py    `run`, `resume`, `stop`: everybody in this process
     heads.py       signed heads of the log, and those that witnesses have cosigned

@@ -1,34 +1,28 @@
-"""What people ask of a coordinator, on the wire, and how it answers about its log.
+"""What people ask of a coordinator, on the wire.
 
-    ReadLog(start)        -> LogPart(checkpoint, start, entries, is_last)
-    RecordAct(envelope)   -> Done
-    whatever is refused   -> Failed(message, hint, exit_code)
+    ReadLog, RecordAct       -> LogPart, Done      its log
+    OfferStudy               -> StudyOffers        who holds this study, with how many slots
+    SubmitStudy, ResumeRun   -> Started            run what was approved; go on with what was interrupted
+    HaltRun, ReleaseRun      -> Done               interrupt a run after its attempt; make its bundle
+    ShowStatus, FetchFile    -> Status, FilePart   who is there, what became of the runs, and their files
+    whatever is refused      -> Failed             the error that a person sees
 
-Each command has one function that answers it, in a dict by type: whoever answers more commands adds them to it.
-
-*Trust:* a command is bytes that somebody enrolled wrote: it is read strictly, and an act counts for its signature, not
-for the connection that it came through.
+*Trust:* a command is bytes that somebody enrolled wrote: it is read strictly. Asking allows nothing: what may be done
+stands in the log.
 """
 
-import itertools
 import logging
-import threading
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from hubbub.errors import HubbubError, InputError, RefusedError, VerificationError
-from hubbub.eventlog import EventLog
-from hubbub.governance import Federation
+from hubbub.governance.acts import Hash
 from hubbub.governance.envelope import LARGEST_BYTES
-from hubbub.tlog import Signer, sign_checkpoint
 
 PART_BYTES: Final = 4 << 20
-"""Most bytes of entries in one answer."""
-_PIECE: Final = 64
-"""Entries read at once: of the longest ones, as many as fit."""
+"""Most bytes of entries, or of a file, in one answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,10 +88,111 @@ class Failed(Answer, frozen=True, tag="failed"):
         return kinds.get(self.exit_code, InputError)(_one_line(self.message), hint=_one_line(self.hint))
 
 
-AnyCommand = ReadLog | RecordAct
-AnyAnswer = LogPart | Done | Failed
-Handlers = Mapping[type[Any], Callable[[Any, str], Answer]]
-"""What answers each type of command, given the command and the name of whoever asks."""
+Word = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+FilePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}\Z")]
+Count = Annotated[int, Meta(ge=0, lt=2**62)]
+
+
+class OfferStudy(Command, frozen=True, tag="offer-study"):
+    """Ask which participants hold a study, by hash."""
+
+    study_hash: Hash
+    code_hash: Hash
+
+
+class SubmitStudy(Command, frozen=True, tag="submit-study"):
+    """Ask for a run of an approved plan; `lock` is what it follows from."""
+
+    study_hash: Hash
+    code_hash: Hash
+    plan_hash: Hash
+    lock: Annotated[bytes, Meta(max_length=1_000_000)]
+
+
+class ResumeRun(Command, frozen=True, tag="resume-run"):
+    """Ask that a run goes on."""
+
+    run: Word
+
+
+class HaltRun(Command, frozen=True, tag="halt-run"):
+    """Ask that a run is interrupted; what it reserved stays reserved."""
+
+    run: Word
+
+
+class ReleaseRun(Command, frozen=True, tag="release-run"):
+    """Ask for a run's bundle."""
+
+    run: Word
+
+
+class ShowStatus(Command, frozen=True, tag="show-status"):
+    """Ask who is there and what goes on."""
+
+
+class FetchFile(Command, frozen=True, tag="fetch-file"):
+    """Ask for a part of a file in a run directory."""
+
+    run: Word
+    path: FilePath
+    start: Count
+
+
+class Offer(Answer, frozen=True, tag="offer"):
+    """One participant's answer; `refused` is a code, or empty."""
+
+    participant: str
+    slots: int
+    data_commitment: str
+    parameters: int
+    refused: str = ""
+
+
+class StudyOffers(Answer, frozen=True, tag="study-offers"):
+    """Everybody's answers who is connected."""
+
+    offers: tuple[Offer, ...]
+
+
+class Started(Answer, frozen=True, tag="started"):
+    """The run has begun, or goes on."""
+
+    run: str
+
+
+class RunStatus(Answer, frozen=True, tag="run-status"):
+    """What became of one run; hashes are of what it left, empty while it has left nothing."""
+
+    run: str
+    study: str
+    state: str
+    rounds: int
+    of: int
+    attempts: int
+    words: str = ""
+    model_hash: str = ""
+    claim_hash: str = ""
+
+
+class Status(Answer, frozen=True, tag="status"):
+    """Who is connected, who of the roster is not, and every run."""
+
+    connected: tuple[str, ...]
+    absent: tuple[str, ...]
+    runs: tuple[RunStatus, ...]
+
+
+class FilePart(Answer, frozen=True, tag="file-part"):
+    """Bytes of a file from where they were asked for; `names` are the files below a folder instead."""
+
+    data: bytes
+    is_last: bool
+    names: tuple[str, ...] = ()
+
+
+AnyCommand = ReadLog | RecordAct | OfferStudy | SubmitStudy | ResumeRun | HaltRun | ReleaseRun | ShowStatus | FetchFile
+AnyAnswer = LogPart | Done | Failed | StudyOffers | Started | Status | FilePart
 
 _commands = msgspec.msgpack.Decoder(AnyCommand)
 _answers = msgspec.msgpack.Decoder(AnyAnswer)
@@ -133,68 +228,6 @@ def _read(data: bytes, decoder: msgspec.msgpack.Decoder[Any], what: str) -> Any:
             hint="both sides must run the same version",
         )
     return message
-
-
-def answer(data: bytes, name: str, handlers: Handlers) -> bytes:
-    """Answer one command of whoever has this name; never raises.
-
-    Args:
-        data: The command.
-        name: Who asks, as the connection's certificate and the roster say.
-        handlers: `log_handlers`, and what else this coordinator answers.
-    """
-    try:
-        return _answered(data, name, handlers).encode()
-    except HubbubError as error:
-        return Failed(error.message[:10_000], error.hint[:10_000], error.exit_code).encode()
-    except Exception:  # noqa: BLE001, whoever asks is told nothing of it: it may quote what is not theirs to see
-        _log.exception("a command of %s failed", name)
-        what = "coordinator, must answer, found a fault of its own; what was asked may have been done"
-        return Failed(what, "ask the operator to look at its log file", InputError.exit_code).encode()
-
-
-def _answered(data: bytes, name: str, handlers: Handlers) -> Answer:
-    command = read_command(data)
-    if type(command) not in handlers:
-        raise InputError(
-            f"coordinator, must be asked for what it does, found {type(command).__name__}; nothing done",
-            hint="both sides must run the same version",
-        )
-    return handlers[type(command)](command, name)
-
-
-def log_handlers(log: EventLog, key: Signer, clock: Callable[[], int]) -> dict[type[Any], Callable[[Any, str], Answer]]:
-    """What answers questions about a log.
-
-    Args:
-        log: An `EventLog` that nobody else folds: states are not shared between threads. Of one file there may be
-            any number.
-        key: Signs its heads.
-        clock: POSIX seconds.
-    """
-    turn = threading.Lock()
-
-    def read_log(command: ReadLog, _name: str) -> LogPart:
-        return _part(log, key, command.start)
-
-    def record_act(command: RecordAct, _name: str) -> Done:
-        with turn:
-            log.append(lambda: [log.fold(Federation).event(command.envelope, clock())])
-        return Done()
-
-    return {ReadLog: read_log, RecordAct: record_act}
-
-
-def _part(log: EventLog, key: Signer, start: int) -> LogPart:
-    size, entries, room = log.store.size, list[bytes](), PART_BYTES
-    first = min(start, size)
-    while room > 0 and (piece := log.store.entries(first + len(entries), min(first + len(entries) + _PIECE, size))):
-        fitting = piece[: sum(1 for length in itertools.accumulate(map(len, piece)) if length <= room)]
-        entries += fitting
-        room = room - sum(map(len, fitting)) if len(fitting) == len(piece) else 0
-    end = first + len(entries)
-    head = sign_checkpoint(log.store, key, end)
-    return LogPart(bytes(head), first, tuple(entries), is_last=end == size)
 
 
 def _one_line(text: str) -> str:

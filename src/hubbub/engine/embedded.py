@@ -22,7 +22,7 @@ from hubbub.engine.federation import Federation, elided
 from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.home import home_folder, open_log, open_log_key, salts
 from hubbub.engine.prepare import Prepared, prepare
-from hubbub.engine.record import Watch, events_of
+from hubbub.engine.record import Record, Watch, events_of
 from hubbub.engine.running import Running, RunResult, Secagg
 from hubbub.engine.transport import InProcess, Transport
 from hubbub.errors import InputError
@@ -207,8 +207,9 @@ class SitesHere:
         """As the study says, where its plan asks for secure sums."""
         return self._prepared.study.settings.speed.secagg if plan.secagg is not None else "none"
 
-    def begin(self, running: Running, start: Progress, charge: Charge) -> MakeSum | None:
+    def begin(self, running: Running, start: Progress, record: Record) -> MakeSum | None:
         """Make every participant, and keys of this run alone, which one process holds."""
+        charge = partial(running.charge, record)
         plan, secagg = running.plan, self.secagg(running.plan)
         federation = None
         if plan.secagg is not None and secagg == "run":

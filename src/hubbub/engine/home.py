@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -147,3 +147,37 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+class Receipts:
+    """What finds each participant in the record of the last sum that it is in; on the disk when `keep` returns.
+
+    Args:
+        home: Where they are kept, in one file.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "receipts.json"
+        try:
+            content = self._path.read_bytes() if self._path.exists() else b"{}"
+            self._held = {
+                name: bytes.fromhex(at) for name, at in msgspec.json.decode(content, type=dict[str, str]).items()
+            }
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise InputError(
+                f"{self._path}, must hold the participants' receipts, {error}; nothing asked",
+                hint="restore it from a copy: without a receipt a participant enters no further session",
+            ) from None
+
+    def of(self, name: str) -> bytes:
+        """A participant's receipt; empty if it has none."""
+        return self._held.get(name, b"")
+
+    def keep(self, receipts: Mapping[str, bytes]) -> None:
+        """Keep newer ones."""
+        if receipts:
+            self._held |= receipts
+            _replace(self._path, msgspec.json.encode({name: held.hex() for name, held in self._held.items()}))

@@ -6,8 +6,9 @@ from typing import Any
 
 from hubbub.errors import CodeError
 from hubbub.local.learner import Learner
+from hubbub.local.load import make_learner
 from hubbub.planning import Plan, make_plan
-from hubbub.study import Examples, Lock, Slots, Study, conform, made_up
+from hubbub.study import Examples, Lock, Slots, Study, conform
 from hubbub.study.code import call
 from hubbub.study.lock import write_lock
 
@@ -57,22 +58,21 @@ def prepare(study: Study) -> Prepared:
     return Prepared(study.with_lock(lock), learner, slots, test, is_public)
 
 
-def make_learner(study: Study) -> Learner:
-    """The study's model, after its self-tests on made-up records of the study's shapes.
+def prepare_away(study: Study) -> Prepared:
+    """Import the code of a study whose records are elsewhere, with the lock that it is given.
 
     Raises:
-        CodeError: The model cannot be trained as the study asks.
+        CodeError: As `prepare`; or the model has another size than the lock says.
     """
-    if study.code.model is not None:
-        from hubbub.local.torch_model import TorchModel
-
-        learner: Learner = TorchModel(study.code, study.settings.study.seed)
-    else:
-        from hubbub.local.arrays import ArrayModel
-
-        learner = ArrayModel(study.code)
-    learner.self_test(made_up(study.settings.data), per_example=study.settings.privacy.unit == "example")
-    return learner
+    test_data = call(study.code.test_data)
+    test, learner = conform(test_data, study.settings.data, "test_data()"), make_learner(study)
+    if study.current_lock is None or study.current_lock.parameters != learner.dimension:
+        raise CodeError(
+            f"study.lock, must be of this code and a model of {learner.dimension} parameters, found another's; "
+            "nothing trained, nothing spent",
+            hint="hubbub propose study STUDY --at MEMBERSHIP makes it anew",
+        )
+    return Prepared(study, learner, {}, test, isinstance(test_data, Examples) and test_data.public)
 
 
 def check(study: Study) -> Study:

@@ -6,6 +6,7 @@ Every step may be refused and tried again: what is logged once is not logged twi
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,15 +24,19 @@ from hubbub.planning import Plan
 from hubbub.release import ReleaseClaim, claim_from_log
 from hubbub.release.bundle import COPIED, MODEL, StudyFacts, write_bundle
 from hubbub.release.model_signing import fingerprint, new_key, read_key
-from hubbub.tlog import verify_checkpoint
+from hubbub.tlog import Note, Verifier, verify_checkpoint
+
+Cosign = Callable[[Note, Mapping[str, Verifier]], Note]
+"""Adds the cosignatures that can be had now, of these witnesses."""
 
 
-def release_run(folder: str | Path, *, out: str | Path | None = None) -> Path:
+def release_run(folder: str | Path, *, out: str | Path | None = None, cosign: Cosign | None = None) -> Path:
     """Release a run's model under its claim, in a bundle that anybody can verify offline.
 
     Args:
         folder: The run directory.
         out: The bundle, not there yet. Default: `bundle` in the run directory.
+        cosign: Asks witnesses; default: nobody, whose cosignatures are there by now count.
 
     Returns:
         The bundle.
@@ -55,6 +60,9 @@ def release_run(folder: str | Path, *, out: str | Path | None = None) -> Path:
             heads = Heads(log.store, open_log_key(home), cosignatures(home))
             policy = witness_policy(log.fold(Federation), heads.key.verifier)
             head = heads.head()
+            if cosign is not None:
+                head = cosign(head, {party.name: party.key for party in policy.witnesses})
+                heads.keep(head)
             try:
                 verify_checkpoint(head, policy, now=now() if policy.witnesses else None)
             except HubbubError as error:

@@ -14,7 +14,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -46,7 +45,6 @@ from hubbub.events import (
     RunStarted,
 )
 from hubbub.observe import write_report
-from hubbub.participant.site import Charge
 from hubbub.planning import Plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness
 from hubbub.release import claim_from_log
@@ -102,7 +100,7 @@ class Sites(Protocol):
         """Whether sums are secure, in the clear though the plan says secure, or in the clear by plan."""
         ...
 
-    def begin(self, running: "Running", start: Progress, charge: Charge) -> MakeSum | None:
+    def begin(self, running: "Running", start: Progress, record: Record) -> MakeSum | None:
         """Bring the participants into a run that is about to go on from `start`.
 
         Returns:
@@ -293,7 +291,7 @@ class Running:
             plan=self.plan,
             start=start,
             randomness=self.randomness,
-            make_sum=self.sites.begin(self, start, partial(self._charge, record)),
+            make_sum=self.sites.begin(self, start, record),
         )
         while not coordinator.is_finished:
             self.permission.check_going_on(self.name, coordinator.round_number - 1)
@@ -313,7 +311,7 @@ class Running:
             metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
             record.append(Evaluated(run=self.name, round_number=done, metrics=metrics))
 
-    def _charge(self, record: Record, round_number: int, attempt: int) -> None:
+    def charge(self, record: Record, round_number: int, attempt: int) -> None:
         """Charge all datasets for an attempt, durably, the first time somebody asks."""
         if (round_number, attempt) != record.charged:  # everybody asks, the first one charges for all
             self.ledger.charge(self.name, round_number, attempt)

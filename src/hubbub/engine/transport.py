@@ -1,7 +1,8 @@
 """The seam between a coordinator and its participants: who is there, and one question to many.
 
-Three carriers implement it and pass one suite of tests: `InProcess` here (everybody in this process), `direct`
-(gRPC over mTLS), `flare` (NVIDIA FLARE as a relay). A carrier moves bytes and knows nothing of what they say.
+Carriers implement it and pass one suite of tests: `InProcess` here (everybody in this process) and `direct` (gRPC
+over mTLS), the second also through `flare` (jobs of NVIDIA FLARE as its wire). A carrier moves bytes and knows
+nothing of what they say.
 
 *Trust:* a carrier can lose, delay, repeat or swap messages: then sessions end. What is believed of a message
 stands in its signatures.
@@ -27,8 +28,8 @@ class Transport(Protocol):
         with the same bytes. Late replies are dropped.
     """
 
-    def sites(self) -> frozenset[str]:
-        """Who is connected now, and may be."""
+    def sites(self) -> Mapping[str, int]:
+        """Who is connected now, and may be, with a number that is another after each time they came."""
         ...
 
     def ask(self, messages: Mapping[str, bytes], *, seconds: float) -> Iterator[tuple[str, Reply]]:
@@ -58,9 +59,9 @@ class InProcess:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
 
-    def sites(self) -> frozenset[str]:
-        """Everybody."""
-        return frozenset(self._handlers)
+    def sites(self) -> Mapping[str, int]:
+        """Everybody, from the start."""
+        return dict.fromkeys(self._handlers, 0)
 
     def ask(self, messages: Mapping[str, bytes], *, seconds: float) -> Iterator[tuple[str, Reply]]:  # noqa: ARG002, a call has no deadline
         """Call one after the other; what a handler raises is raised here, since there is no wire to lose it on."""

@@ -23,7 +23,7 @@ from hubbub.participant.opening import Opening
 from hubbub.secagg import Session
 from hubbub.secagg.closing import Receipt, is_member
 from hubbub.secagg.messages import Envelope, Signed, read
-from hubbub.tlog import Checkpoint, Note, Policy
+from hubbub.tlog import Checkpoint, Note, Policy, Verifier
 from hubbub.tlog.note import parse_note
 from hubbub.tlog.policy import NONE
 from hubbub.tlog.verify import AHEAD, FRESH, Verified, is_fork, verify_checkpoint
@@ -38,10 +38,12 @@ class Site:
 
     Args:
         name: Its name in the roster.
-        account: Name of the budget that pays for its data.
+        account: Name of the budget that pays for its data; empty: that of the newest dataset that the log says it
+            holds.
         policy: Which log is meant, and whose cosignatures count.
         org_min: Fewest organisations in a roster.
         keys_per_organisation: Most keys of one organisation in a roster.
+        witness: Its own witness key: it enters no session under a head that it did not cosign; None: it is none.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Site:
     policy: Policy
     org_min: int = 2
     keys_per_organisation: int = 1
+    witness: Verifier | None = None
 
 
 class LogGuard:
@@ -84,6 +87,16 @@ class LogGuard:
         self._first: Mark | None = None
 
     # --- what a host calls ---
+
+    @property
+    def view(self) -> LogView:
+        """What the entries say that it has followed so far."""
+        return self._view
+
+    @property
+    def account(self) -> str:
+        """Name of the budget that pays for its data; empty while the log knows none."""
+        return self._site.account or self._view.account_of(self._site.name)
 
     def check(self, opening: Opening, session: Session, now: int, planned: BudgetReserved) -> Roster:
         """Refuse a session that the log does not bear out; the roster in force if it does.
@@ -132,6 +145,7 @@ class LogGuard:
         note = parse_note(opening.checkpoint)
         verified = self._check_quorum(note)
         self._check_fresh(verified, now)
+        self._check_own_cosignature(note)
         head = verified.checkpoint
         self._check_no_fork(verified, note)
         self._memory.extend(note, lambda size: self._check_continues(opening, head, size))
@@ -222,6 +236,11 @@ class LogGuard:
         rule = f"must be shown a head that a quorum cosigned in the last {FRESH // 3600} hours"
         self._require(is_fresh, rule, "older cosignatures, or later ones than now")
 
+    def _check_own_cosignature(self, note: Note) -> None:
+        """Its own memory of what it cosigned is one that no coordinator and no other witness can talk round."""
+        is_own = self._site.witness is None or self._site.witness.signed_at(note) is not None
+        self._require(is_own, "must be shown a head that it cosigned itself", "one that it did not")
+
     def _is_since(self, head: Verified, earliest: int, latest: int | None = None) -> bool:
         """Whether a quorum cosigned a head between these times."""
         times = head.cosigned.items()
@@ -267,13 +286,13 @@ class LogGuard:
         )
         whole = msgspec.structs.replace(planned, run=event.run, datasets=event.datasets)
         self._require(event == whole, "must find its plan reserved at its whole cost", "another reservation")
-        self._require(self._site.account in event.datasets, "must find its own budget among those reserved", "others")
+        self._require(self.account in event.datasets, "must find its own budget among those reserved", "others")
         self._require(not reservation.is_settled, "must find the run's reservation open", "it settled")
         return reservation
 
     def _check_budget(self, reservation: Reservation) -> None:
         """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
-        accounts, account, unit = self._view.accounts, self._site.account, reservation.event.unit
+        accounts, account, unit = self._view.accounts, self.account, reservation.event.unit
         grant = accounts.grants.get(account)
         is_fitting = grant is not None and grant.unit == unit and is_private(reservation.event)
         if grant is None or not is_fitting or accounts.spent(account) > grant.epsilon:
@@ -321,7 +340,7 @@ class LogGuard:
 
     def _unknown(self, session: Session | None = None) -> set[Mark]:
         """Attempts of the log that its memory, which is at least as new, would know; charged ones before `session`."""
-        account, last = self._site.account, self._memory.last.mark
+        account, last = self.account, self._memory.last.mark
         charged = {mark for mark in self._view.charged(account) if session is None or mark < session.mark}
         return {mark for mark in charged | self._view.closed(account) if mark > last}
 
@@ -360,7 +379,7 @@ class LogGuard:
         return reservation.closed.get(mark[1:], {}) if reservation is not None else {}
 
     def _check_mark(self, session: Session) -> None:
-        over = max(self._view.closed(self._site.account), default=(0, 0, 0))
+        over = max(self._view.closed(self.account), default=(0, 0, 0))
         floor = over if session.id == self._memory.last.session else max(over, self._memory.last.mark)
         rule = f"must be asked for each (run, round, attempt) once and in order, its mark is {floor}"
         self._require(session.mark > floor, rule, f"{session.mark}")

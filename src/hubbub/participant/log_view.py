@@ -89,6 +89,24 @@ class LogView:
             case _:
                 pass
 
+    def reservation_of(self, run: str) -> Reservation | None:
+        """The reservation of a run; None if there is none."""
+        return self._newest.get(run)
+
+    def dataset_of(self, participant: str) -> str:
+        """The newest dataset that a participant holds; empty if it holds none."""
+        held = [
+            key
+            for key, one in self.federation.datasets.items()
+            if one.registered.participant == participant and not one.is_erased
+        ]
+        return held[-1] if held else ""
+
+    def account_of(self, participant: str) -> str:
+        """Name of the budget that pays for the newest dataset of a participant; empty if it holds none."""
+        dataset = self.dataset_of(participant)
+        return self.federation.datasets[dataset].account if dataset else ""
+
     def closed(self, account: str) -> set[Mark]:
         """Every session that is over, of runs that are paid for by this budget."""
         return {one.mark(attempt) for one in self._paid_by(account) for attempt in one.closed}

@@ -47,10 +47,17 @@ OwnSession = Callable[[int, int, bytes], Session]
 
 
 class Masking(NamedTuple):
-    """A participant's half of secure aggregation, and what its sessions must be bound to."""
+    """A participant's half of secure aggregation, and what its sessions must be bound to.
+
+    Args:
+        client: Its half.
+        own_session: What a session must be bound to.
+        remember: Called with what it consents to, before that leaves; returns once it is durable.
+    """
 
     client: Client
     own_session: OwnSession
+    remember: Callable[[bytes], object] = bytes
 
 
 class Participant:
@@ -120,7 +127,8 @@ class Participant:
             BudgetError: The ledger does not admit this attempt.
         """
         message = decode_message(data)
-        if isinstance(message, Contribution) or (message.run, message.plan_hash) != (self.run, self._plan_hash):
+        is_asked = isinstance(message, RoundOpened | RoundContinued)
+        if not is_asked or (message.run, message.plan_hash) != (self.run, self._plan_hash):
             raise RoundError(
                 f"{self.name}, must be asked under the run and plan it joined, found another's; nothing sent",
                 hint="both sides must run the same approved study",
@@ -173,6 +181,8 @@ class Participant:
                 hint="a late message is dropped",
             )
         reply = self._masking.client.receive(message.payload)
+        if reply is not None and self._masking.client.stage == "consented":
+            self._masking.remember(reply)
         if self._masking.client.stage != "training":
             return reply
         self._masking.client.charge()

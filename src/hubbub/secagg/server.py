@@ -20,6 +20,7 @@ from hubbub.errors import RoundError
 from hubbub.secagg import agreement as agreed
 from hubbub.secagg import shamir
 from hubbub.secagg.agreement import Graph, Roster
+from hubbub.secagg.closing import Closing, Receipt, close_session
 from hubbub.secagg.keys import (
     KEY_BYTES,
     TAG_BYTES,
@@ -100,7 +101,7 @@ class Server:
         self._answers: dict[str, dict[str, Signed]] = {kind: {} for kind in _BODIES}
         self._adverts: dict[str, Advert] = {}
         self._names: tuple[str, ...] = ()
-        self._adverts_hash = self._scope = self._edges_hash = self._survivors_hash = b""
+        self._adverts_hash = self._scope = self._edges_hash = self._survivors_hash = self._salt = b""
         self._threshold = 0
         self._edges: dict[int, Members] = {}
         self._leaves: dict[int, tuple[Leaf, ...]] = {}
@@ -185,6 +186,23 @@ class Server:
         outcome = "released" if self.stage == "done" else "aborted"
         self.stage = self.stage if self.stage == "done" else "failed"
         return dict.fromkeys(self._names, self._write("close", Close(outcome, self._survivors_hash, aggregate)))
+
+    def record(self, aggregate: bytes) -> tuple[Closing, dict[str, Receipt]]:
+        """What may be written down of a session whose sum is complete, and each survivor's receipt.
+
+        Args:
+            aggregate: The bytes of the sum.
+        """
+        said = self._answers["consent"]
+        return close_session(
+            {name: said[name].encode() if name in said else b"" for name in self.survivors},
+            salt=self._salt,
+            adverts=self._adverts_hash,
+            survivors=self._survivors_hash,
+            aggregate=aggregate,
+            most=self._parameters.n,
+            draw=self._draw,
+        )
 
     # --- taking answers ---
 
@@ -321,12 +339,13 @@ class Server:
         sent[list(self._vectors)] = True
         self._members = self._choose_survivors(sent)
         self._check_floor("survivors", int(self._members.sum()), max(self._parameters.u_min, self._threshold))
-        bitmap, salt = agreed.pack_bits(self._members[self._graph.dealt]), self._draw(32)
-        self._survivors_hash = agreed.survivors_digest(self._id, self._adverts_hash, self._edges_hash, bitmap, salt)
+        bitmap, self._salt = agreed.pack_bits(self._members[self._graph.dealt]), self._draw(32)
+        scope = (self._id, self._adverts_hash, self._edges_hash)
+        self._survivors_hash = agreed.survivors_digest(*scope, bitmap, self._salt)
         messages: dict[str, bytes] = {}
         for place in self._graph.places(self._members):
             name, headers = self._names[place], self._headers(self._members & self._graph.holders[:, place])
-            messages[name] = self._write("survivors", Survivors(name, bitmap, salt, headers))
+            messages[name] = self._write("survivors", Survivors(name, bitmap, self._salt, headers))
         return self._ask_each("consent", messages)
 
     def _choose_survivors(self, sent: Members) -> Members:

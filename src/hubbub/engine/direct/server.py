@@ -3,6 +3,7 @@
 gRPC's threads do not survive a fork: start worker processes before, or by spawning.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -27,6 +28,7 @@ Identify = Callable[[str], str | None]
 Command = Callable[[str, bytes], bytes]
 """A named person's request, and the answer; never raises."""
 
+_numbers = itertools.count()
 _COMMANDS = 4
 """Commands of one name at the same time."""
 _FAREWELL = 0.5
@@ -59,6 +61,7 @@ class _Pipe:
     def __init__(self, name: str, key: str, context: Any) -> None:
         self.name, self.key, self.context = name, key, context
         self.questions: SimpleQueue[_Question | None] = SimpleQueue()
+        self.number = next(_numbers)
         self.word = ""
         self.is_sending = False
 
@@ -133,11 +136,11 @@ class DirectServer:
 
     # --- the transport
 
-    def sites(self) -> frozenset[str]:
-        """Who is connected now, and still in the roster."""
+    def sites(self) -> Mapping[str, int]:
+        """Who is connected now, and still in the roster, with the number of the connection."""
         self.recheck()
         with self._changed:
-            return frozenset(self._pipes)
+            return {name: pipe.number for name, pipe in self._pipes.items()}
 
     def recheck(self) -> None:
         """End the streams of whoever is not in the roster any more."""

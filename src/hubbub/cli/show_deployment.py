@@ -1,0 +1,41 @@
+"""What the command line prints of a coordinator: who is there, what goes on."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from hubbub.engine.commands import RunStatus, Status
+
+
+def status(found: Status) -> None:
+    """Print who is connected and every run."""
+    out = Console()
+    people = Table("participant", "is", box=box.SIMPLE_HEAD)
+    for name in found.connected:
+        people.add_row(name, "connected")
+    for name in found.absent:
+        people.add_row(name, "absent")
+    out.print(people)
+    runs = Table("run", "study", "is", "rounds", "attempts", "because", box=box.SIMPLE_HEAD)
+    for run in found.runs:
+        rounds = f"{run.rounds} of {run.of}"
+        runs.add_row(run.run, run.study, run.state, rounds, str(run.attempts), Text(run.words, overflow="fold"))
+    out.print(runs if found.runs else "no run yet")
+
+
+@contextmanager
+def progress(run: str) -> Generator[Callable[[RunStatus], None]]:
+    """Show a run's rounds while the block goes on; give it each newer status."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(run, total=None)
+
+        def tell(told: RunStatus) -> None:
+            bar.update(task, total=told.of, completed=told.rounds)
+
+        yield tell

@@ -1,0 +1,327 @@
+"""The participants of a run on hosts of their own, behind any carrier.
+
+    attempt: who is there -> charge -> head cosigned -> log shown -> open, share, masked, consent, unmask -> close
+
+Every attempt stands charged in a log that a quorum of witnesses has cosigned before anybody is asked. Whoever does
+not answer by a stage's deadline has dropped out; whoever comes back is offered the run again.
+
+*Trust:* as the coordinator's room: it can stall, and report any sum.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hubbub.coordinator import Coordinator, Progress
+from hubbub.coordinator.sums import MakeSum, SecureSum, Sum
+from hubbub.engine.cosign import Cosigners
+from hubbub.engine.home import Receipts
+from hubbub.engine.record import Record, events_of
+from hubbub.engine.running import Running, Secagg
+from hubbub.engine.transport import Transport
+from hubbub.errors import HubbubError, RefusedError, WaitingError
+from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
+from hubbub.governance import Federation, witness_policy
+from hubbub.messages import (
+    Contribution,
+    Done,
+    LogShown,
+    Refused,
+    RunOffered,
+    decode_message,
+    encode_message,
+)
+from hubbub.participant.log_view import LogView
+from hubbub.participant.opening import Opening
+from hubbub.planning import Plan
+from hubbub.secagg import SUITE, Member, Roster, Server, Session, SigningKey
+from hubbub.secagg.keys import sha256
+from hubbub.tlog import Note, sign_checkpoint
+from hubbub.tlog.checkpoint import parse_checkpoint
+
+_log = logging.getLogger("hubbub.coordinator")
+
+TRAINED = 2
+"""The stage after which a participant trains: shares are delivered, masked vectors come back."""
+SESSIONS = "sessions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """How long is waited for whom, in seconds.
+
+    Args:
+        stage: For answers that need no training.
+        training: For masked vectors, and for joining a run.
+        patience: For enough participants to be there; then the run waits to be resumed.
+    """
+
+    stage: float = 20.0
+    training: float = 600.0
+    patience: float = 120.0
+
+
+class SitesAway:
+    """Participants behind a transport.
+
+    Args:
+        transport: Reaches them.
+        key: Signs messages of rounds.
+        receipts: What finds each participant in the last record that it is in.
+        deadlines: How long is waited.
+        evidence: Of the machine that this runs on; empty if there is none.
+    """
+
+    def __init__(
+        self, transport: Transport, key: SigningKey, receipts: Receipts, deadlines: Deadlines, evidence: bytes = b""
+    ) -> None:
+        self._transport = transport
+        self._key = key
+        self._receipts = receipts
+        self._deadlines = deadlines
+        self._evidence = evidence
+        self._joined: dict[str, int] = {}
+        self._refused: dict[str, int] = {}
+        self._is_halted = threading.Event()
+
+    def halt(self) -> None:
+        """End the run after the attempt that goes on; it stays reserved."""
+        self._is_halted.set()
+
+    def secagg(self, plan: Plan) -> Secagg:
+        """Always run.
+
+        Raises:
+            RefusedError: The plan's sums are made in the clear: on hosts of their own nobody is asked for that.
+        """
+        if plan.secagg is None:
+            raise RefusedError(
+                f"study {plan.study}, must have secure sums to run across hosts, found sums in the clear; "
+                "nothing trained, nothing spent",
+                hint='noise = "distributed", or noise = "none" with sums = "masked"',
+            )
+        return "run"
+
+    def begin(self, running: Running, start: Progress, record: Record) -> MakeSum | None:  # noqa: ARG002, the coordinator knows where it is
+        """Close what an interrupted process left open; participants are offered the run when they are there."""
+        self._running, self._record = running, record
+        self._cosigners = Cosigners(self._transport, running.log.store)
+        self._joined, self._refused = {}, {}
+        self._head = Note("", ())
+        known = {getattr(event, "session", "") for event in events_of(running.log, running.name)}
+        for round_number, attempt, session in self._sessions():
+            if session not in known:
+                reason = "the coordinator was interrupted"
+                record.append(
+                    RoundFailed(
+                        run=running.name, round_number=round_number, attempt=attempt, reason=reason, session=session
+                    )
+                )
+        running.log.flush()
+        return self._make_sum
+
+    # --- one attempt ---
+
+    def attempt(self, coordinator: Coordinator) -> RoundClosed | RoundFailed:
+        """One attempt at one round.
+
+        Raises:
+            WaitingError: Too few are there, too few cosign, or somebody halted it: the run stays open.
+        """
+        self._gather(coordinator.round_number)
+        self._check_halted()
+        self._running.charge(self._record, coordinator.round_number, coordinator.attempt + 1)
+        self._head = self._cosigned(must=True)
+        online = self._show(self._joined)
+        if len(online) < self._fewest:
+            raise self._waiting(f"{self._fewest} participants that follow its log", ", ".join(sorted(online)) or "none")
+        opened = coordinator.open(sorted(online))
+        self._carry({name: opened[name] for name in online if name in opened}, coordinator, 0)
+        stage = 0
+        while asked := coordinator.advance():
+            stage += 1
+            self._carry(asked, coordinator, stage)
+        closed = coordinator.close()
+        self._receipts.keep(coordinator.receipts)
+        self._tell(coordinator.farewell)
+        return closed
+
+    def _carry(self, asked: Mapping[str, bytes], coordinator: Coordinator, stage: int) -> None:
+        seconds = self._deadlines.training if stage == TRAINED else self._deadlines.stage
+        for name, reply in self._transport.ask(asked, seconds=seconds):
+            try:
+                message = decode_message(reply) if reply else Done()
+                if isinstance(message, Contribution):
+                    coordinator.receive(reply)
+                elif isinstance(message, Refused):
+                    self._note_refusal(name, coordinator.round_number, message.code)
+            except HubbubError as error:  # who answers wrongly has dropped out, and stops nobody else
+                _log.warning("%s: %s", name, error.message)
+                self._note_refusal(name, coordinator.round_number, "answer")
+
+    def _tell(self, farewell: Mapping[str, bytes]) -> None:
+        """Nobody is waited for long: who does not hear it finds the record in the next head."""
+        there = {name: message for name, message in farewell.items() if name in self._transport.sites()}
+        for _ in self._transport.ask(there, seconds=min(1.0, self._deadlines.stage)):
+            pass
+
+    def _make_sum(self, round_number: int, attempt: int, model: bytes) -> Sum:
+        """A session bound to the head that was cosigned, whose name is on the disk before anybody is asked into it."""
+        running, plan = self._running, self._running.plan
+        roster, head = running.log.fold(Federation).roster(), parse_checkpoint(self._head.text)
+        reservation = running.log.fold(LogView).reservation_of(running.name)
+        assert plan.secagg is not None  # noqa: S101, `secagg` has asked
+        assert reservation is not None  # noqa: S101, a charge stands on it
+        session = Session(
+            suite=SUITE,
+            coordinator=self._key.public,
+            study=plan.study,
+            plan=bytes.fromhex(plan.hash),
+            run=reservation.index,
+            parameters=plan.secagg.hash,
+            roster_epoch=roster.epoch,
+            roster=bytes.fromhex(roster.hash),
+            payload="update",
+            round_number=round_number,
+            attempt=attempt,
+            model=sha256(model),
+            log_origin=head.origin,
+            log_size=head.size,
+            log_root=head.root,
+        )
+        self._note_session(round_number, attempt, session.id.hex())
+        members = [
+            Member(card.name, card.organisation, bytes.fromhex(card.protocol))
+            for card in roster.members
+            if card.name in plan.slots
+        ]
+        return SecureSum(Server(session, key=self._key, roster=Roster(members), parameters=plan.secagg))
+
+    # --- who is there ---
+
+    @property
+    def _fewest(self) -> int:
+        parameters = self._running.plan.secagg
+        assert parameters is not None  # noqa: S101, `secagg` has asked
+        return parameters.n_min
+
+    def _gather(self, round_number: int) -> None:
+        """Wait until enough participants have joined the run, before anything is charged."""
+        until = time.monotonic() + self._deadlines.patience
+        while True:
+            self._offer(round_number)
+            if len(self._there()) >= self._fewest:
+                return
+            self._check_halted()
+            if time.monotonic() > until:
+                raise self._waiting(f"{self._fewest} participants", ", ".join(sorted(self._there())) or "none")
+            time.sleep(0.05)
+
+    def _there(self) -> set[str]:
+        sites = self._transport.sites()
+        return {name for name, connection in self._joined.items() if sites.get(name) == connection}
+
+    def _offer(self, round_number: int) -> None:
+        """Offer the run to participants that came, or came back, since."""
+        sites, running = self._transport.sites(), self._running
+        known = self._joined | self._refused
+        new = {name: at for name, at in sites.items() if name in running.plan.slots and known.get(name) != at}
+        if not new:
+            return
+        self._head = self._cosigned(must=False)
+        plan, lock = running.plan, running.prepared.study.lock
+        offer = RunOffered(
+            run=running.name,
+            plan_hash=plan.hash,
+            study_hash=plan.study_hash,
+            code_hash=plan.code_hash,
+            lock=msgspec.json.encode(lock, order="sorted"),
+            evidence=self._evidence,
+        )
+        asked = dict.fromkeys(self._show(new), encode_message(offer))
+        for name, reply in self._transport.ask(asked, seconds=self._deadlines.training):
+            message = _read(reply)
+            if isinstance(message, Done):
+                self._joined[name] = new[name]
+            elif isinstance(message, Refused):
+                self._refused[name] = new[name]
+                self._note_refusal(name, round_number, message.code)
+
+    def _show(self, names: Collection[str]) -> set[str]:
+        """Show the cosigned head, and what leads up to it; returns who follows."""
+        size, store = parse_checkpoint(self._head.text).size, self._running.log.store
+        asked: dict[str, bytes] = {}
+        for name in names:
+            start = min(self._cosigners.copies.get(name, 0), size)
+            entries = tuple(store.entries(start, size))
+            opening = Opening(bytes(self._head), start, entries, self._receipts.of(name))
+            asked[name] = encode_message(LogShown(opening.encode()))
+        replies = {name: _read(reply) for name, reply in self._transport.ask(asked, seconds=self._deadlines.stage)}
+        for name, message in replies.items():
+            if isinstance(message, Refused):
+                self._note_refusal(name, 0, message.code)
+        return {name for name, message in replies.items() if isinstance(message, Done)}
+
+    def _cosigned(self, *, must: bool) -> Note:
+        """The newest head with the cosignatures of those who are there; a quorum of them if it must be."""
+        running = self._running
+        running.log.flush()
+        policy = witness_policy(running.log.fold(Federation), running.key.verifier)
+        keys = {party.name: party.key for party in policy.witnesses}
+        note = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
+        signed = [name for name, key in keys.items() if key.signed_at(note) is not None]
+        if must and not policy.is_quorum(signed):
+            raise self._waiting(f"a quorum of {len(keys)} witnesses", ", ".join(signed) or "none")
+        return note
+
+    def _check_halted(self) -> None:
+        if self._is_halted.is_set():
+            raise WaitingError(
+                f"run {self._running.name}, was halted; nothing more asked, it stays reserved", hint="hubbub resume"
+            )
+
+    def _waiting(self, needed: str, found: str) -> WaitingError:
+        return WaitingError(
+            f"run {self._running.name}, waits for {needed}, found {found}; nothing more asked, it stays reserved",
+            hint="hubbub status shows who is there; then hubbub resume",
+        )
+
+    # --- what is written down ---
+
+    def _note_refusal(self, name: str, round_number: int, code: str) -> None:
+        self._record.append(
+            ParticipantRefused(run=self._running.name, participant=name, round_number=round_number, code=code)
+        )
+
+    @property
+    def _sessions_file(self) -> Path:
+        return self._running.folder.path / SESSIONS
+
+    def _note_session(self, round_number: int, attempt: int, session: str) -> None:
+        descriptor = os.open(self._sessions_file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps([round_number, attempt, session]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _sessions(self) -> list[tuple[int, int, str]]:
+        """Sessions that were opened; the last line may be cut, then nobody was asked into it."""
+        try:
+            lines = self._sessions_file.read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [msgspec.json.decode(line, type=tuple[int, int, str]) for line in lines if line.endswith("\n")]
+
+
+def _read(reply: bytes | memoryview) -> object:
+    try:
+        return decode_message(reply)
+    except HubbubError:
+        return None

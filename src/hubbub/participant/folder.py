@@ -1,0 +1,162 @@
+"""A participant's own directory: nothing in it comes from the coordinator but what its owner put there.
+
+    site.toml    where the rest is, and this site's own policy
+    NAME.key     its keys; NAME.membership: what it believes of its coordinator
+    studies/     studies that its owner has read; the only code that may run here, found by hash
+    salt         of its data commitments
+    memory.db    its copy of the log, its mark, its charges; witness.db: what it has cosigned
+    recover      there while its owner wants the recovery; recovered: what that charged
+    refusals     what it refused and why, one line of JSON each
+
+*Trust:* whoever can write here is this participant.
+"""
+
+import json
+import os
+import secrets
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from hubbub.errors import HubbubError, InputError
+from hubbub.governance import Keys, load_keys
+from hubbub.governance.attestation import AttestationPolicy, read_attestation_policy
+from hubbub.governance.enrolment import Membership, read_membership
+from hubbub.governance.policy import SitePolicy, read_policy
+from hubbub.participant.commitment import SALT_BYTES
+from hubbub.participant.log_view import Mark
+from hubbub.study import Study
+from hubbub.study.store import find_study
+
+SITE, RECOVER = "site.toml", "recover"
+DATA = "HUBBUB_DATA"
+"""Variable by which a study's `data()` finds the records of the site that it runs at."""
+
+
+class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[site]` of site.toml. Paths are relative to its folder.
+
+    Args:
+        key: Key file of the participant.
+        membership: What the operator answered to its request.
+        data: Folder of its records, which study code finds in HUBBUB_DATA.
+        studies: Folder of the studies that may run here.
+        organisations: Fewest organisations in a roster that it works with.
+        keys_per_organisation: Most keys of one of them.
+    """
+
+    key: str
+    membership: str
+    data: str = "."
+    studies: str = "studies"
+    organisations: Annotated[int, Meta(ge=1)] = 2
+    keys_per_organisation: Annotated[int, Meta(ge=1)] = 1
+
+
+class SiteFolder:
+    """One participant's directory.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        InputError: There is no site.toml, or it holds a key or value that is not known.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = _read_settings(path / SITE)
+
+    def keys(self) -> Keys:
+        """Its keys.
+
+        Raises:
+            InputError, RefusedError: As `load_keys`.
+        """
+        return load_keys(self.path / self.settings.key)
+
+    def membership(self) -> Membership:
+        """What it believes of its coordinator.
+
+        Raises:
+            InputError: As `read_membership`.
+        """
+        return read_membership(self.path / self.settings.membership)
+
+    def policy(self) -> SitePolicy:
+        """Its own limits, as they are now: its owner may change them while it runs."""
+        return read_policy(self.path / SITE)
+
+    def attestation(self) -> AttestationPolicy:
+        """What its coordinator must show."""
+        return read_attestation_policy(self.path / SITE)
+
+    def salt(self) -> bytes:
+        """Of its data commitments, made at first use.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        path = self.path / "salt"
+        if not path.exists():
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(SALT_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        salt = path.read_bytes()
+        if len(salt) != SALT_BYTES:
+            raise InputError(
+                f"{path}, must hold {SALT_BYTES} bytes, found {len(salt)}; nothing sent", hint="restore it from a copy"
+            )
+        return salt
+
+    def study(self, study_hash: str, code_hash: str) -> Study:
+        """The study of these hashes, from its own store.
+
+        Raises:
+            CodeError: Its owner has put no such study there.
+        """
+        return find_study(self.path / self.settings.studies, study_hash, code_hash)
+
+    @property
+    def wants_recovery(self) -> bool:
+        """Whether its owner asked for the recovery, and it was not made yet."""
+        return (self.path / RECOVER).exists()
+
+    def ask_recovery(self) -> None:
+        """Have the next start take the maximum of memory and log."""
+        (self.path / RECOVER).touch()
+
+    def note_recovery(self, lost: Sequence[Mark]) -> None:
+        """Write down that the recovery was made, and what it charged."""
+        with (self.path / "recovered").open("a") as file:
+            file.write(json.dumps(lost) + "\n")
+        (self.path / RECOVER).unlink()
+
+    def note_refusal(self, error: HubbubError, code: str, now: int) -> None:
+        """Write down what was refused, for the owner."""
+        line = json.dumps({"at": now, "code": code, "error": error.message, "hint": error.hint})
+        with (self.path / "refusals").open("a") as file:
+            file.write(line + "\n")
+
+    def show_data(self) -> None:
+        """Let study code that is loaded from now on find this site's records."""
+        os.environ[DATA] = str((self.path / self.settings.data).resolve())
+
+
+def _read_settings(path: Path) -> SiteSettings:
+    try:
+        return msgspec.convert(tomllib.loads(path.read_bytes().decode())["site"], SiteSettings)
+    except KeyError:
+        found = "no table [site]"
+    except (OSError, ValueError) as error:
+        found = str(error)
+    raise InputError(
+        f"{path}, must be a site file, found {found}",
+        hint=f"[site] knows {', '.join(SiteSettings.__struct_fields__)}; key and membership must be there",
+    )
