@@ -123,9 +123,10 @@ def test_ring_elements_come_back_from_the_wire(values):
     np.testing.assert_array_equal(unpack_values(packed, values.size), values)
 
 
-def test_what_comes_back_can_be_written_to():
+def test_a_vector_can_be_written_to_and_a_model_that_others_are_asked_with_cannot():
     unpack_values(bytes(8), 2)[0] = 1
-    unpack_parameters(bytes(8), 2)[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        unpack_parameters(bytes(8), 2)[0] = 1
 
 
 @pytest.mark.parametrize(("unpack", "what"), [(unpack_parameters, "model"), (unpack_values, "contribution")])

@@ -12,6 +12,7 @@
     │   └── WaitingError       a run that goes on when somebody has approved
     ├── VerificationError      exit code 3: evidence does not add up
     └── StoppedError           exit code 130: somebody pressed Ctrl-C
+        └── WorkerError        a process that trains ended by itself
 
 A message reads ``WHERE, RULE, FOUND``: no capital, no full stop, values as `repr`, never raw data.
 A refusal also says what was *not* done. A hint is something that can be typed.
@@ -84,3 +85,7 @@ class StoppedError(HubbubError):
     """Somebody stopped this; the message says what stays charged and reserved."""
 
     exit_code = 130
+
+
+class WorkerError(StoppedError):
+    """A process that trains ended by itself; the run stays open, as after Ctrl-C."""

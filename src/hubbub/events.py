@@ -75,12 +75,12 @@ class BudgetGranted(Event, frozen=True, tag="budget-granted"):
     """An owner allows its dataset to be used up to (epsilon, delta).
 
     Kind "filter" admits any run while RDP at `order` fits; "gaussian" any whose noise is Gaussian without sampling
-    while sum 1/z^2 fits; "schedule" admits the listed plans only.
+    while sum 1/z^2 fits; "schedule" admits the listed plans only; "unbounded" everything, without noise too.
     """
 
     dataset: Public[str]
     unit: Public[str]
-    kind: Public[Literal["filter", "gaussian", "schedule"]]
+    kind: Public[Literal["filter", "gaussian", "schedule", "unbounded"]]
     epsilon: Public[float]
     delta: Public[float]
     order: Public[float]

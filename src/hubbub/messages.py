@@ -7,6 +7,8 @@ an answer to another.
 receiver checks what is in them.
 """
 
+from functools import lru_cache
+
 import msgspec
 import numpy as np
 from jaxtyping import Float32, UInt32
@@ -154,8 +156,9 @@ def pack_parameters(parameters: Float32[np.ndarray, " params"]) -> bytes:
     return parameters.astype("<f4").tobytes()
 
 
+@lru_cache(maxsize=1)
 def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " params"]:
-    """Model parameters from the wire.
+    """Model parameters from the wire, not to be written to; the last are kept, for whoever is asked with the same.
 
     Raises:
         RoundError: Not `dimension` finite values.
@@ -166,6 +169,7 @@ def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " para
             "model, must be finite, found a NaN or an infinity; nothing trained, nothing sent",
             hint="lower training.learning_rate",
         )
+    values.flags.writeable = False
     return values
 
 

@@ -62,10 +62,20 @@ class Randomness(ABC):
     """
 
     name: ClassVar[str]
+    is_apart_after_fork: ClassVar[bool] = False
+    """Whether copies in forked processes never draw alike, each from what it derives."""
 
     @abstractmethod
     def words(self, count: int) -> UInt64[np.ndarray, " {count}"]:
         """Draw uniform 64-bit words."""
+
+    def derive(self, *labels: str | int) -> "Randomness":
+        """A source for one purpose: what it gives does not depend on who drew for another purpose before, or where.
+
+        This one, where nobody could tell.
+        """
+        del labels
+        return self
 
     def uniform_below(self, bound: int, count: int) -> Int64[np.ndarray, " {count}"]:
         """Draw integers, each uniform on 0, ..., bound - 1.
@@ -151,6 +161,7 @@ class OperatingSystemRandomness(Randomness):
     """
 
     name: ClassVar[str] = "os"
+    is_apart_after_fork: ClassVar[bool] = True
     _process: ClassVar[object] = object()
 
     def __init__(self) -> None:
@@ -194,11 +205,17 @@ class SeededRandomness(Randomness):
     """
 
     name: ClassVar[str] = "injected"
+    is_apart_after_fork: ClassVar[bool] = True
 
     def __init__(self, seed: int, *labels: str | int) -> None:
+        self._labels = (seed, *labels)
         domain = json.dumps(["hubbub seeded randomness", seed, *labels])
         self._keystream = Keystream(hashlib.sha256(domain.encode()).digest())
 
     def words(self, count: int) -> UInt64[np.ndarray, " {count}"]:
         """Draw the next words of the stream that seed and labels fix."""
         return self._keystream.read(count)
+
+    def derive(self, *labels: str | int) -> "SeededRandomness":
+        """The stream of seed, labels, and these labels."""
+        return SeededRandomness(*self._labels, *labels)

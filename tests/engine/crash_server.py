@@ -4,7 +4,7 @@ One request a line on standard input, one answer a line on standard output, as J
 seconds, or at a *place*: before or after the n-th time that code which decides, writes or sends calls something.
 What a child saw happen stands in files that are only appended to, one write a line, so a kill loses no line:
 
-    sent    "participant round attempt", before a reply that carries a vector is handed on
+    sent    "participant round attempt", before a vector that was made is handed on
     acked   the log's size, after each append that returned
     heads   each signed head
     noise   a hash of each noise that was added
@@ -44,18 +44,21 @@ def observe(notes):
     """Note what leaves participants, what is acknowledged, what is signed and which noise is drawn."""
     from hubbub.engine import running
     from hubbub.mechanism import Mechanism
-    from hubbub.messages import decode_message
-    from hubbub.participant.site import Participant
+    from hubbub.participant.records import Records
     from hubbub.tlog import Store
 
-    receive, append, sign, noised = Participant.receive, Store.append, running.sign_checkpoint, Mechanism.noised
+    append, sign, noised = Store.append, running.sign_checkpoint, Mechanism.noised
+    of_update, of_gradients = Records.vector_of, Records.vector_of_gradients
 
-    def noting_receive(self, data, learner):
-        reply = receive(self, data, learner)
-        if reply is not None and (self._masking is None or self._masking.client.stage == "masked"):
-            message = decode_message(data)
-            notes.write("sent", f"{self.name} {message.round_number} {message.attempt}")
-        return reply
+    def noting_vector_of(self, update, work):
+        vector = of_update(self, update, work)
+        notes.write("sent", f"{self.name} {work.round_number} {work.attempt}")
+        return vector
+
+    def noting_vector_of_gradients(self, work, learner):
+        vector = of_gradients(self, work, learner)
+        notes.write("sent", f"{self.name} {work.round_number} {work.attempt}")
+        return vector
 
     def noting_append(self, decide):
         indexes = append(self, decide)
@@ -73,7 +76,8 @@ def observe(notes):
             notes.write("noise", hashlib.sha256((result - values).tobytes()).hexdigest())
         return result
 
-    Participant.receive, Store.append, Mechanism.noised = noting_receive, noting_append, noting_noised
+    Records.vector_of, Records.vector_of_gradients = noting_vector_of, noting_vector_of_gradients
+    Store.append, Mechanism.noised = noting_append, noting_noised
     running.sign_checkpoint = noting_sign
 
 

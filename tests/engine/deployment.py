@@ -89,12 +89,19 @@ def evaluate(parameters, examples):
 """
 
 
+def plant(folder, _name, number):
+    """Give a site its records: a seed that they follow from."""
+    (folder / "seed").write_text(str(number))
+
+
 class Deployment:
     """Everybody's folders, before anybody has started a process."""
 
-    def __init__(
-        self, root, names="abcde", *, study=STUDY, code=CODE, epsilon=60.0, unit="client", address="localhost:1"
-    ):
+    def __init__(self, root, names="abcde", **options):
+        """`options`: study, code (texts), epsilon, unit, grant (of every dataset), fill (makes records), address."""
+        defaults = {"study": STUDY, "code": CODE, "epsilon": 60.0, "unit": "client", "grant": "filter"}
+        made = defaults | {"fill": plant, "address": "localhost:1"} | options
+        self.grant, self.fill, address = made["grant"], made["fill"], made["address"]
         self.root, self.names, self.address = root, tuple(names), address
         self.home = root / "coordinator"
         self.keys = {
@@ -109,10 +116,10 @@ class Deployment:
         }
         self.study_folder = root / "study"
         self.study_folder.mkdir(parents=True)
-        (self.study_folder / "study.toml").write_text(study)
-        (self.study_folder / "study.py").write_text(code)
+        (self.study_folder / "study.toml").write_text(made["study"])
+        (self.study_folder / "study.py").write_text(made["code"])
         self._found()
-        self.datasets = {name: self._register(name, epsilon, unit) for name in self.names}
+        self.datasets = {name: self._register(name, made["epsilon"], made["unit"]) for name in self.names}
         for number, name in enumerate(self.names):
             self._make_site(name, number)
         shutil.copytree(self.study_folder, self.home / "studies" / "away")
@@ -145,7 +152,7 @@ class Deployment:
         dataset = secrets.token_hex(16)
         act = RegisterDataset(
             dataset=dataset, participant=name, organisation=f"clinic-{name}", unit=unit, purposes=("research",),
-            retention="2040-12-31", epsilon=epsilon, delta=1e-5,
+            retention="2040-12-31", epsilon=epsilon, delta=1e-5, grant=self.grant,
         )  # fmt: skip
         act = msgspec.convert(msgspec.to_builtins(act), RegisterDataset)
         self.approve(self.propose(f"owner-{name}", act), "officer")
@@ -155,7 +162,7 @@ class Deployment:
         site = self.site(name)
         (site / "studies").mkdir(parents=True)
         (site / "data").mkdir()
-        (site / "data" / "seed").write_text(str(number))
+        self.fill(site / "data", name, number)
         self.keys[name].save(site / "node.key")
         self.admit(name, site / "node.membership")
         (site / "site.toml").write_text(

@@ -258,6 +258,7 @@ def trace(world, name):
 
 
 WHERE_IT_COUNTS = ("SitesHere._carry ", "Running.charge ", "SitesHere.attempt ", "Running._train ", "Participant.")
+WHERE_IT_COUNTS += ("SitesHere._train ", "Alone.", "Records.", "make_vectors ")
 WHERE_IT_COUNTS += (
     "Client.",
     "Ledger.charge",
@@ -346,7 +347,7 @@ def test_killed_when_vectors_leave_the_charge_is_on_the_disk_already(server, tmp
 def test_record_level_runs_killed_between_vectors_are_never_under_charged_and_end_well(server, tmp_path):
     world = next(worlds(server, tmp_path, "dp-sgd"))
     for nth in (2, 6, 3, 1):  # the vectors of one process
-        assert world.go(place="Participant._open > pack_values after", nth=nth) == KILLED
+        assert world.go(place="make_vectors > observe.<locals>.noting_vector_of_gradients after", nth=nth) == KILLED
     assert world.go() == 0
     world.check_end()
     asked = {(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (4, 1)}

@@ -42,7 +42,8 @@ class World(deployment.Deployment):
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUBBUB_DATA", str(tmp_path))  # hosts set it, each for itself: put back afterwards
     made = World(tmp_path)
     yield made
     made.close()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hubbub.errors import CodeError
+from hubbub.local.seeds import shuffled
 from hubbub.local.torch_model import TorchModel
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.config import Training
@@ -41,6 +42,12 @@ def slots(rows=50, seed=0, classes=3, nulls=()):
 
 def training(**changes):
     return Training(**({"algorithm": "fedavg", "rounds": 1, "learning_rate": 0.1, "batch_size": 16} | changes))
+
+
+def update_of(made, records, seed=0, start=None, **changes):
+    """One participant's update."""
+    start = made.initial() if start is None else start
+    return next(made.updates(start, [records], training(**changes), [bytes([seed]) * 32])).copy()
 
 
 def refusal(model, **options):
@@ -152,7 +159,7 @@ def test_a_model_that_remembers_records_is_refused_for_examples(model):
 
 def test_what_is_exported_holds_no_buffer_that_training_changed():
     made = learner(Buffered)
-    made.update(made.initial(), slots(), training(), np.random.default_rng(0))
+    update_of(made, slots())
     assert made.module.mean.any()
     exported = made.export(made.initial())
     assert set(exported) == {"layer.weight", "layer.bias", "mean"}
@@ -188,7 +195,7 @@ def test_frozen_parameters_are_exported_and_not_trained():
     made = learner(model)
     assert made.dimension == 15
     before = made.export(made.initial())
-    made.update(made.initial(), slots(), training(), np.random.default_rng(0))
+    update_of(made, slots())
     after = made.export(made.initial())
     assert set(after) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     for name in after:
@@ -202,17 +209,13 @@ def test_frozen_parameters_are_exported_and_not_trained():
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
 def test_local_training_is_plain_sgd_over_the_real_records(epochs, batch_size):
     made, records = learner(mlp), slots(nulls=(3, 10, 49))
-    update = made.update(
-        made.initial(), records, training(local_epochs=epochs, batch_size=batch_size), np.random.default_rng(5)
-    )
+    update = update_of(made, records, seed=5, local_epochs=epochs, batch_size=batch_size)
 
     torch.manual_seed(0)
     reference = mlp()
     optimiser = torch.optim.SGD(reference.parameters(), lr=0.1)
-    rng = np.random.default_rng(5)
-    rng.integers(2**63)  # the seed of layers that draw
-    for _ in range(epochs):
-        order = rng.permutation(np.flatnonzero(records.is_real))
+    for epoch in range(epochs):
+        order = shuffled(np.flatnonzero(records.is_real), bytes([5]) * 32, epoch)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             optimiser.zero_grad()
@@ -230,17 +233,40 @@ def test_an_update_depends_on_its_arguments_only():
 
     made, other = learner(model), learner(model)
     start = made.initial()
-    first = made.update(start, slots(), training(), np.random.default_rng(1))
-    made.update(start, slots(seed=9), training(), np.random.default_rng(2))
+    first = update_of(made, slots(), seed=1)
+    update_of(made, slots(seed=9), seed=2)
     made.evaluate(start, slots(seed=8))
-    np.testing.assert_array_equal(made.update(start, slots(), training(), np.random.default_rng(1)), first)
-    np.testing.assert_array_equal(other.update(start, slots(), training(), np.random.default_rng(1)), first)
-    assert (made.update(start, slots(), training(), np.random.default_rng(2)) != first).any()
+    np.testing.assert_array_equal(update_of(made, slots(), seed=1), first)
+    np.testing.assert_array_equal(update_of(other, slots(), seed=1), first)
+    assert (update_of(made, slots(), seed=2) != first).any()
+
+
+def test_several_participants_get_what_each_would_get_alone_in_order():
+    made, everyone = learner(mlp), [slots(seed=seed, rows=10 + 7 * seed, nulls=range(seed)) for seed in range(4)]
+    seeds = [bytes([seed]) * 32 for seed in range(4)]
+    together = [update.copy() for update in made.updates(made.initial(), everyone, training(), seeds)]
+    for seed, update in enumerate(together):
+        np.testing.assert_array_equal(update, update_of(made, everyone[seed], seed=seed))
+
+
+def test_training_that_fails_for_one_participant_is_told_in_its_place():
+    def loss(outputs, y):
+        if (y == 2).any():
+            raise ValueError("a label that it does not know")
+        return nn.functional.cross_entropy(outputs, y, reduction="none")
+
+    made = learner(linear, loss=loss)
+    everyone = [slots(classes=2), slots(classes=3), slots(classes=2, seed=1)]
+    first, second, third = made.updates(made.initial(), everyone, training(), [bytes(32)] * 3)
+    assert isinstance(second, CodeError)
+    assert second.message.endswith("ValueError: a label that it does not know")
+    assert first.any()
+    assert third.any()
 
 
 def test_a_participant_without_records_sends_zeros():
     made = learner(linear)
-    update = made.update(made.initial(), slots(nulls=range(50)), training(), np.random.default_rng(0))
+    update = update_of(made, slots(nulls=range(50)))
     assert update.shape == (15,)
     assert not update.any()
 
@@ -253,7 +279,7 @@ def test_a_parameter_that_the_model_does_not_use_trains_as_zero():
 
     made = learner(Spare)
     made.self_test(slots(), per_example=False)
-    update = made.layout.unflatten(made.update(made.initial(), slots(), training(), np.random.default_rng(0)))
+    update = made.layout.unflatten(update_of(made, slots()))
     assert not update["spare"].any()
     assert update["weight"].any()
 

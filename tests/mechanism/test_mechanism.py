@@ -218,9 +218,7 @@ def test_what_is_sent_is_clamped_before_its_noise(noise):
 
 def test_clip_and_encode_use_this_mechanisms_norm_scale_and_range():
     made = mechanism(unit="client", max_norm=0.5, dimension=4, scale=1024.0, largest=512)
-    clipped = made.clip(np.array([3.0, 0.0, 4.0, 0.0], dtype=np.float32))
-    np.testing.assert_allclose(clipped, [0.3, 0.0, 0.4, 0.0])
-    assert made.encode_update(clipped).tolist() == [307, 0, 409, 0]
+    assert made.encode_update(np.array([3.0, 0.0, 4.0, 0.0], dtype=np.float32)).tolist() == [307, 0, 409, 0]
     assert made.encode_sum(np.array([0.25, 1e9, -1e9, 0.0])).tolist() == [256, 512, -512, 0]
     np.testing.assert_allclose(made.clip_factors(np.array([0.1, 1.0])), [1.0, 0.5])
 

@@ -130,7 +130,7 @@ def test_nothing_is_trained_where_the_charge_is_refused(make_study, settings):
     before = SeededRandomness(1).words(4)
     with pytest.raises(BudgetError):
         participant.receive(opened(plan, prepared.learner), prepared.learner)
-    assert (participant._randomness.words(4) == before).all()  # neither a sample nor noise was drawn
+    assert (participant.records._randomness.words(4) == before).all()  # neither a sample nor noise was drawn
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

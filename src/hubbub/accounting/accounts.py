@@ -145,7 +145,7 @@ class Accounts:
             unit=grant.unit if grant else "",
             kind=grant.kind if grant else "none",
             epsilon_spent=self.spent(dataset) if grant and not noiseless else None,
-            epsilon_budget=grant.epsilon if grant else None,
+            epsilon_budget=grant.epsilon if grant and grant.kind != "unbounded" else None,
             delta=grant.delta if grant else None,
             order=grant.order if grant else None,
             runs=len(runs),

@@ -21,6 +21,8 @@ from hubbub.errors import InputError
 from hubbub.events import BudgetGranted, BudgetReserved, EventDocument
 
 LARGEST_DELTA = 1e-5
+SMALLEST_ORDER = 2
+"""Of a filter: below it the Renyi divergence of sampled noise is a series that often does not converge."""
 
 Use = tuple[BudgetReserved, int]
 """A reservation and how many of its attempts count."""
@@ -72,7 +74,7 @@ def filter_grant(
     delta: float,
     *,
     order: float | None = None,
-    kind: Literal["filter", "gaussian"] = "filter",
+    kind: Literal["filter", "gaussian", "unbounded"] = "filter",
     granted_by: str = "owner",
 ) -> BudgetGranted:
     """Allow runs chosen one after another, up to (epsilon, delta).
@@ -84,7 +86,8 @@ def filter_grant(
         delta: Fixed for the life of the budget.
         order: Renyi order at which everything is composed; default: the one at which plain Gaussian noise
             would reach epsilon first. 0 for a gaussian grant, which has none.
-        kind: "filter", or "gaussian" for noise without sampling only.
+        kind: "filter"; "gaussian" for noise without sampling only; "unbounded" for records that their owner would
+            publish: everything is admitted, noise or not, and counted.
         granted_by: "owner", or "sandbox" for an automatic grant.
 
     Raises:
@@ -105,7 +108,8 @@ def filter_grant(
     if order is None:
         log = -math.log(delta)
         best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
-        order = float(min(ORDERS, key=lambda candidate: abs(candidate - best)))
+        usable = [candidate for candidate in ORDERS if candidate >= SMALLEST_ORDER]
+        order = float(min(usable, key=lambda candidate: abs(candidate - best)))
     return BudgetGranted(
         dataset=dataset,
         unit=unit,

@@ -97,7 +97,7 @@ def dataset_register(options: argparse.Namespace) -> None:
         epsilon=options.epsilon,
         delta=options.delta,
         unit=options.unit,
-        grant="gaussian" if options.gaussian else "filter",
+        grant="unbounded" if options.unbounded else "gaussian" if options.gaussian else "filter",
         unit_column=options.unit_column,
         version_of=options.version_of and found(options.version_of, state_of(options).datasets, "a dataset"),
         is_disjoint=options.disjoint,
@@ -282,7 +282,8 @@ def _propose(options: argparse.Namespace, act: AnyAct) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(act), type(act))
     except msgspec.ValidationError as error:
-        raise InputError(f"{act.kind}, {error}; nothing recorded", hint="hubbub propose --help") from None
+        command = "dataset register" if isinstance(act, RegisterDataset) else "propose"
+        raise InputError(f"{act.kind}, {error}; nothing recorded", hint=f"hubbub {command} --help") from None
     keys = load_keys(Path(options.key))
     now = int(time.time())
     with opened(options, must_exist=not isinstance(act, FoundFederation)) as acts:

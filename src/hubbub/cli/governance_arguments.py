@@ -10,6 +10,9 @@ Add = Callable[..., ArgumentParser]
 Group = Callable[[str, str], Any]
 """Makes a group of commands: name, summary."""
 
+PURPOSES = (
+    "research", "care", "quality", "public-health", "statistics", "education", "fraud-prevention", "security", "product"
+)  # fmt: skip
 ROLES = ("data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node")
 
 
@@ -59,7 +62,10 @@ def _add_federation(actions: Any, add: Add) -> None:
 def _add_dataset(actions: Any, add: Add) -> None:
     register = add(actions, "register", "ask that a dataset of yours is known", "dataset_register")
     register.add_argument("participant", metavar="PARTICIPANT", help="name of your node that holds it")
-    register.add_argument("--purpose", action="append", required=True, help="what it may be used for; again for more")
+    uses = ", ".join(PURPOSES)
+    register.add_argument(
+        "--purpose", action="append", required=True, help=f"what it may be used for; again for more: {uses}"
+    )
     register.add_argument(
         "--retention", metavar="DAY", type=dt.date.fromisoformat, required=True, help="last day of its life, YYYY-MM-DD"
     )
@@ -68,8 +74,14 @@ def _add_dataset(actions: Any, add: Add) -> None:
     register.add_argument(
         "--unit", choices=["example", "client"], default="example", help="who is protected (default: example)"
     )
-    register.add_argument(
+    kind = register.add_mutually_exclusive_group()
+    kind.add_argument(
         "--gaussian", action="store_true", help="for Gaussian noise without sampling only, which costs less there"
+    )
+    kind.add_argument(
+        "--unbounded",
+        action="store_true",
+        help="for records that you would publish: without noise too",
     )
     register.add_argument("--unit-column", metavar="COLUMN", default="", help="what says which records are one unit")
     register.add_argument("--version-of", metavar="DATASET", help="an older dataset, whose budget this one shares")

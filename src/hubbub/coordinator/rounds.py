@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt32
 
 from hubbub.coordinator.step import ServerStep
 from hubbub.coordinator.sums import MakeSum, PlainSum, Sum
@@ -136,10 +136,12 @@ class Coordinator:
         self._failure = None
         model = pack_parameters(self.parameters)
         self._sum = self._start_sum(online, model)
-        return {
-            name: encode_message(RoundOpened(**self._address, parameters=model, payload=payload))
-            for name, payload in self._sum.open().items()
+        payloads = self._sum.open()
+        messages = {
+            payload: encode_message(RoundOpened(**self._address, parameters=model, payload=payload))
+            for payload in set(payloads.values())
         }
+        return {name: messages[payload] for name, payload in payloads.items()}
 
     def _start_sum(self, online: Sequence[str], model: bytes) -> Sum:
         if self._make_sum is not None:
@@ -173,6 +175,24 @@ class Coordinator:
                 hint="a late answer is dropped, its attempt stays charged",
             )
         self._sum.receive(message.participant, message.payload)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether this side adds up in the clear, so that `add` may be used."""
+        return isinstance(self._sum, PlainSum)
+
+    def add(self, participants: Sequence[str], vector: UInt32[np.ndarray, " length"]) -> None:
+        """Add the sum of several participants' vectors of this attempt, where they were made in one process.
+
+        Raises:
+            RoundError: The sum is secure, or one of them has not to answer; nothing was added.
+        """
+        if not isinstance(self._sum, PlainSum):
+            raise RoundError(
+                f"round {self.round_number}, must be added up by secure aggregation, found a clear sum; nothing added",
+                hint="mask each vector",
+            )
+        self._sum.add(participants, vector)
 
     def advance(self) -> dict[str, bytes]:
         """End a stage: everything asked and not answered by now has dropped out.

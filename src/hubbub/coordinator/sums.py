@@ -92,15 +92,29 @@ class PlainSum:
         Raises:
             RoundError: Not a member of the cohort that has still to answer, or no vector; nothing was added.
         """
+        self._check(participant)  # before the bytes are read
+        self.add((participant,), unpack_values(payload, self._running.size))
+
+    def add(self, participants: Sequence[str], vector: UInt32[np.ndarray, " params"]) -> None:
+        """Add the sum of several members' vectors: where everybody is in one process, nobody sends a vector.
+
+        Raises:
+            RoundError: As in `receive`, of any of them.
+        """
+        for participant in participants:
+            self._check(participant)
+        self._running += vector
+        for participant in participants:
+            del self._waiting[participant]
+        self.survivors = (*self.survivors, *participants)
+
+    def _check(self, participant: str) -> None:
         if participant not in self._waiting:
             raise RoundError(
                 f"round, takes one answer from each member of its cohort, found another from {participant!r}; "
                 "nothing added",
                 hint="an answer is sent once",
             )
-        self._running += unpack_values(payload, self._running.size)
-        del self._waiting[participant]
-        self.survivors = (*self.survivors, participant)
 
     def advance(self) -> dict[str, bytes]:
         """Complete the sum.

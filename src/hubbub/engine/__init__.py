@@ -11,6 +11,7 @@
     flare/         a wire for it: its connections through jobs of NVIDIA FLARE
     running.py     one run from reservation to claim, wherever its participants are
     embedded.py    `run`, `resume`, `stop`: everybody in this process
+    workers.py     who trains there: this process, or some that were forked from it
     heads.py       signed heads of the log, and those that witnesses have cosigned
     publish.py     `release_run`: gate, log entry, quorum, bundle
 

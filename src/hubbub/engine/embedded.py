@@ -6,12 +6,12 @@ A run that was interrupted goes on from its last closed round: what was charged 
 is asked again is a new attempt with fresh samples and fresh noise.
 """
 
-import math
+import os
 import secrets
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from hubbub.engine.home import home_folder, open_log, open_log_key, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
 from hubbub.engine.running import Running, RunResult, Secagg
-from hubbub.engine.transport import InProcess, Transport
+from hubbub.engine.workers import Alone, Pool, Workers
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
 from hubbub.events import (
@@ -32,11 +32,13 @@ from hubbub.events import (
     RoundClosed,
     RoundFailed,
 )
+from hubbub.messages import decode_message
 from hubbub.participant import Participant, commit
+from hubbub.participant.records import Work
 from hubbub.participant.site import Charge
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
-from hubbub.study import Study, load_study
+from hubbub.study import Study, load_study, made_up
 from hubbub.tlog import Signer
 
 FORMAT = 1
@@ -84,12 +86,12 @@ def run(
     )
     with _opened(home_path) as (log, key):
         commitments = _commitments(prepared, home_path)
-        running = Running(
-            prepared, plan, facts, folder, log, key, _source(study, randomness), commitments, SitesHere(prepared)
-        )
-        running.reserve()
-        with folder.held():
-            return running.run(watch, started)
+        source = _source(study, randomness)
+        with closing(SitesHere(prepared)) as sites:
+            running = Running(prepared, plan, facts, folder, log, key, source, commitments, sites)
+            running.reserve()
+            with folder.held():
+                return running.run(watch, started)
 
 
 def resume(
@@ -125,9 +127,9 @@ def resume(
         with _opened(Path(facts.home)) as (log, key):
             source = _source(prepared.study, randomness, again=len(events_of(log, facts.run)))
             commitments = _commitments(prepared, Path(facts.home))
-            sites = SitesHere(prepared)
-            running = Running(prepared, plan, facts, run_folder, log, key, source, commitments, sites)
-            return running.run(watch, started)
+            with closing(SitesHere(prepared)) as sites:
+                running = Running(prepared, plan, facts, run_folder, log, key, source, commitments, sites)
+                return running.run(watch, started)
 
 
 def stop(folder: str | Path) -> BudgetSettled:
@@ -192,7 +194,7 @@ def _source(study: Study, given: Randomness | None, again: int = 0) -> Randomnes
 
 
 class SitesHere:
-    """All participants in this process: a question is a call.
+    """All participants in this process, and as many worker processes as the study asks for.
 
     Args:
         prepared: The study, with everybody's slots.
@@ -200,7 +202,8 @@ class SitesHere:
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
-        self._transport: Transport = InProcess({})
+        self._sites: dict[str, Participant] = {}
+        self._workers: Workers | None = None
         self._charge_first: Charge | None = None
 
     def secagg(self, plan: Plan) -> Secagg:
@@ -208,15 +211,15 @@ class SitesHere:
         return self._prepared.study.settings.speed.secagg if plan.secagg is not None else "none"
 
     def begin(self, running: Running, start: Progress, record: Record) -> MakeSum | None:
-        """Make every participant, and keys of this run alone, which one process holds."""
+        """Make every participant, keys of this run alone, which one process holds, and the workers."""
         charge = partial(running.charge, record)
         plan, secagg = running.plan, self.secagg(running.plan)
         federation = None
         if plan.secagg is not None and secagg == "run":
             number = running.ledger.accounts().number(running.name)
             federation = Federation(plan, plan.secagg, number=number, log=running.log, origin=running.key.name)
-        sites = [
-            Participant(
+        self._sites = {
+            name: Participant(
                 name,
                 running.name,
                 settings=self._prepared.study.settings,
@@ -229,11 +232,29 @@ class SitesHere:
                 last_mark=(start.round_number, start.attempt),
             )
             for name, slots in self._prepared.slots.items()
-        ]
-        learner = self._prepared.learner
-        self._transport = InProcess({site.name: partial(site.receive, learner=learner) for site in sites})
+        }
+        self._workers = self._make_workers(running)
         self._charge_first = None if federation else charge
         return federation.make_sum if federation else (elided(plan) if secagg == "elide" else None)
+
+    def _make_workers(self, running: Running) -> Workers:
+        settings = self._prepared.study.settings
+        records = {name: site.records for name, site in self._sites.items()}
+        alone = Alone(records, self._prepared.learner, settings, length=running.plan.mechanism.length)
+        cohort = running.plan.mechanism.participants.size(len(records))
+        count = min(settings.speed.workers, cohort)
+        if running.noise_source == "os" and settings.privacy.unit == "client":
+            rows, example = sum(running.plan.slots.values()) // len(records), made_up(settings.data)
+            learner = self._prepared.learner
+            learner.rehearse(example, settings.training, participants=-(-cohort // count), rows=rows)
+        if count == 1 or not running.randomness.is_apart_after_fork or not hasattr(os, "fork"):
+            return alone
+        return Pool(alone, count, in_child=running.folder.let_go)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._workers is not None:
+            self._workers.close()
 
     def attempt(self, coordinator: Coordinator) -> RoundClosed | RoundFailed:
         """One attempt at one round."""
@@ -246,6 +267,22 @@ class SitesHere:
         return coordinator.close()
 
     def _carry(self, asked: dict[str, bytes], coordinator: Coordinator) -> None:
-        for _, reply in self._transport.ask(asked, seconds=math.inf):
-            if reply:
-                coordinator.receive(bytes(reply))
+        """Hand everybody what it is asked; then let those who are to train do so, side by side."""
+        training: dict[Work, list[str]] = {}
+        messages = {data: decode_message(data) for data in set(asked.values())}
+        for name, data in asked.items():
+            reply = self._sites[name].begin(messages[data])
+            if isinstance(reply, Work):
+                training.setdefault(reply, []).append(name)
+            elif reply is not None:
+                coordinator.receive(reply)
+        for work, names in training.items():
+            self._train(names, work, coordinator)
+
+    def _train(self, names: list[str], work: Work, coordinator: Coordinator) -> None:
+        assert self._workers is not None  # noqa: S101, the run has begun
+        if coordinator.is_clear:
+            coordinator.add(names, self._workers.total(names, work))
+            return
+        for name, vector in self._workers.vectors(names, work):
+            coordinator.receive(self._sites[name].finish(vector))

@@ -17,7 +17,7 @@ import hashlib
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -60,6 +60,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: BinaryIO | None = None
 
     def make(self) -> None:
         """Make the directory, which must not be there yet."""
@@ -106,15 +107,20 @@ class RunFolder:
         Raises:
             RefusedError: Another process is running it; nothing done.
         """
-        with (self.path / "run.json").open("rb") as file:
+        with (self.path / "run.json").open("rb") as self._lock:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RefusedError(
                     f"{self.path}, is being run by another process; nothing done, nothing spent",
                     hint="wait until it has ended",
                 ) from None
             yield
+
+    def let_go(self) -> None:
+        """In a forked process: leave the run to the process that holds it, so that it ends with that one."""
+        if self._lock is not None:
+            self._lock.close()
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file, all of it or none."""

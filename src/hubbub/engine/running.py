@@ -29,7 +29,7 @@ from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.permission import Permission
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Record, Watch, events_of
-from hubbub.errors import HubbubError, RefusedError, StoppedError, WaitingError
+from hubbub.errors import HubbubError, RefusedError, StoppedError, WaitingError, WorkerError
 from hubbub.eventlog import EventLog
 from hubbub.events import (
     NOT_PRIVATE,
@@ -180,6 +180,9 @@ class Running:
                 self._finish(record, self._train(record, progress))
         except KeyboardInterrupt:
             raise self._stopped(record) from None
+        except WorkerError as error:
+            stopped = self._stopped(record)
+            raise WorkerError(f"{error.message}; {stopped.message}", hint=f"{error.hint}; {stopped.hint}") from None
         except WaitingError as error:
             raise WaitingError(error.message, hint=f"{error.hint} {self.folder.path}") from None
         except HubbubError:

@@ -94,7 +94,8 @@ class RegisterDataset(Act, frozen=True, tag="register-dataset"):
         epsilon: The most that may ever be spent.
         delta: At this delta, fixed.
         grant: How runs that are chosen one after the other are composed, fixed: "filter" takes any noise,
-            "gaussian" only Gaussian noise without sampling, which costs less there.
+            "gaussian" only Gaussian noise without sampling, which costs less there. "unbounded" is for records that
+            their owner would publish: any approved study may use them, without noise too, and epsilon says nothing.
         version_of: An older dataset whose budget this one shares; None for a first version.
         is_disjoint: Whether no unit of the older one is in here: then the budget is its own, and a second
             person of the owner must say so too.
@@ -108,7 +109,7 @@ class RegisterDataset(Act, frozen=True, tag="register-dataset"):
     retention: dt.date
     epsilon: Epsilon
     delta: Delta
-    grant: Literal["filter", "gaussian"] = "filter"
+    grant: Literal["filter", "gaussian", "unbounded"] = "filter"
     unit_column: Annotated[str, Meta(max_length=100)] = ""
     version_of: DatasetId | None = None
     is_disjoint: bool = False

@@ -61,7 +61,7 @@ class Budget:
     unit: str
     epsilon: float
     delta: float
-    kind: Literal["filter", "gaussian"] = "filter"
+    kind: Literal["filter", "gaussian", "unbounded"] = "filter"
 
     def __str__(self) -> str:
         noise = "" if self.kind == "filter" else ", for Gaussian noise without sampling"

@@ -1,6 +1,6 @@
 """The ndarray hook: any framework that takes and returns arrays, as a learner (client-level privacy only)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hubbub.errors import CodeError
 from hubbub.local.layout import Layout
+from hubbub.local.seeds import make_rng
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.code import call, running
@@ -70,18 +71,31 @@ class ArrayModel:
         self.layout.flatten(_named("train()", returned), "train()")
         self.evaluate(self._initial, example)
 
-    def update(
+    def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
+        """There is one way: the user's."""
+
+    def updates(
         self,
         parameters: Float32[np.ndarray, " params"],
-        slots: Slots,
+        everyone: Sequence[Slots],
         training: Training,  # noqa: ARG002, the user's train() has its own settings
-        rng: np.random.Generator,
-    ) -> Float[np.ndarray, " params"]:
-        """The user's training on the real records; zeros where there is none."""
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
+        """The user's training on each participant's real records; zeros where there is none."""
+        for slots, seed in zip(everyone, seeds, strict=True):
+            try:
+                yield self._update(parameters, slots, make_rng(seed))
+            except CodeError as error:
+                yield error
+
+    def _update(
+        self, parameters: Float32[np.ndarray, " params"], slots: Slots, rng: np.random.Generator
+    ) -> Float32[np.ndarray, " params"]:
         if not slots.is_real.any():
-            return np.zeros(self.dimension)
+            return np.zeros(self.dimension, dtype=np.float32)
         trained = call(self._code.train or dict, self.layout.unflatten(parameters), _records(slots), rng)
-        return self.layout.flatten(_named("train()", trained), "train()").astype(np.float64) - parameters
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.layout.flatten(_named("train()", trained), "train()") - parameters
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
         """The user's metrics on the test records."""

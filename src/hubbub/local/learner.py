@@ -1,12 +1,13 @@
 """What training asks of a model, whatever its framework."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 
+from hubbub.errors import CodeError
 from hubbub.mechanism import Mechanism
 from hubbub.study import Slots
 from hubbub.study.config import Training
@@ -29,6 +30,19 @@ class Learner(Protocol):
         """Check on made-up records of these shapes that the model can be trained as its unit asks."""
         ...
 
+    def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
+        """Choose the fastest way to make updates, by timing on made-up records. Ways differ in last bits.
+
+        For runs that nobody can repeat, and after `self_test`.
+
+        Args:
+            example: Any participant's slots, for their shapes.
+            training: The algorithm and its rates.
+            participants: How many train in one process in a round.
+            rows: Records that each of them has, about.
+        """
+        ...
+
     def clipped_sums(
         self,
         parameters: Float32[np.ndarray, " params"],
@@ -39,14 +53,27 @@ class Learner(Protocol):
         """Sums of clipped per-example gradients over the drawn slots, one float64 vector per microbatch."""
         ...
 
-    def update(
+    def updates(
         self,
         parameters: Float32[np.ndarray, " params"],
-        slots: Slots,
+        everyone: Sequence[Slots],
         training: Training,
-        rng: np.random.Generator,
-    ) -> Float[np.ndarray, " params"]:
-        """New weights minus old weights after local training on every real record; zeros without one."""
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
+        """New weights minus old weights after each participant's training on every real record; zeros without one.
+
+        Args:
+            parameters: Where each of them starts.
+            everyone: Slots of several participants.
+            training: The algorithm and its rates.
+            seeds: One for each participant, public.
+
+        Yields:
+            In order, a vector that is good until the next is asked for; or what the study's code raised.
+
+        Guarantees:
+            Nobody's update depends on who else is there.
+        """
         ...
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:

@@ -5,13 +5,13 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Int64, UInt32
+from jaxtyping import Float, Float32, Int, Int32, UInt32
 
 from hubbub.accounting.discrete import effective_noise_multiplier
 from hubbub.cohort import ExampleSampler, ParticipantSampler
 from hubbub.errors import RoundError
 from hubbub.events import EventDocument
-from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors, clip_update
+from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors
 from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
 from hubbub.randomness import Randomness
@@ -100,19 +100,15 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
             event = self.participants.dp_event(release) if self.noise == "server" else release
         return event if self.steps == 1 else {"@": "SelfComposedDpEvent", "count": self.steps, "event": event}
 
-    def clip(self, update: Float[np.ndarray, " params"]) -> Float[np.ndarray, " params"]:
-        """Bound one participant's update; see `clip_update`."""
-        return clip_update(update, self.max_norm)
-
     def clip_factors(self, norms: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
         """Factors that bound each record's gradient; see `clip.clip_factors`."""
         return clip_factors(norms, self.max_norm, self.dimension)
 
-    def encode_update(self, clipped: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
-        """Integers of one clipped update; see `encode.encode_update`."""
-        return encode_update(clipped, self.scale, self.max_norm)
+    def encode_update(self, update: Float32[np.ndarray, " params"]) -> Int32[np.ndarray, " params"]:
+        """Integers of one participant's update, clipped; see `encode.encode_update`."""
+        return encode_update(update, self.scale, self.max_norm)
 
-    def weigh(self, values: Int64[np.ndarray, " params"], weight: int) -> Int64[np.ndarray, " length"]:
+    def weigh(self, values: Int32[np.ndarray, " params"], weight: int) -> Int[np.ndarray, " length"]:
         """Multiply an update by its weight and send that along as one more coordinate; without weights, as it is.
 
         Guarantees:
@@ -129,18 +125,18 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
                 f"weight, must be 0 to {self.largest_weight}, found {weight}; nothing sent",
                 hint="the bound is the largest number of slots in the plan",
             )
-        return np.append(values * weight, weight)
+        return np.append(values.astype(np.int64) * weight, weight)
 
-    def encode_sum(self, total: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
+    def encode_sum(self, total: Float[np.ndarray, " params"]) -> Int[np.ndarray, " params"]:
         """Integers of one microbatch's clipped gradient sum; see `encode.encode_sum`."""
         return encode_sum(total, self.scale, self.largest)
 
-    def encode_released(self, values: Float[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
+    def encode_released(self, values: Float[np.ndarray, " params"]) -> Int[np.ndarray, " params"]:
         """Integers of a vector that is already private: no sensitivity is claimed for it."""
         finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
         return clamp(np.rint(finite * self.scale), self.largest)
 
-    def noised(self, values: Int64[np.ndarray, " params"], randomness: Randomness) -> Int64[np.ndarray, " params"]:
+    def noised(self, values: Int[np.ndarray, " params"], randomness: Randomness) -> Int[np.ndarray, " params"]:
         """Add what one sender owes: discrete Gaussian noise of `sigma`, or nothing without noise."""
         if not self.sigma:
             return values
@@ -149,7 +145,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
             return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
         return values + discrete_gaussian(self.sigma, values.size, randomness)
 
-    def send(self, values: Int64[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
+    def send(self, values: Int[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
 
         Guarantees:
@@ -161,7 +157,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         owes_noise = self.noise in {"local", "distributed"} and not self.noises_steps
         return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
 
-    def release(self, total: UInt32[np.ndarray, " length"], randomness: Randomness) -> Int64[np.ndarray, " length"]:
+    def release(self, total: UInt32[np.ndarray, " length"], randomness: Randomness) -> Int[np.ndarray, " length"]:
         """The integer sum that a round releases: noised here if the coordinator owes the noise."""
         exact = from_ring(total)
         return self.noised(exact, randomness) if self.noise == "server" else exact

@@ -1,6 +1,7 @@
 """One site: its records, its refusals, and the one vector per round that it sends.
 
     site.py          `Participant`: a sans-I/O state machine, `RoundOpened` in, `Contribution` out
+    records.py       what it makes of its records: per attempt one vector, clipped, encoded, noised
     commitment.py    salted commitment to the site's data
     log_guard.py     what it checks of the log before it enters a session
     opening.py       what it is shown of the log, on the wire

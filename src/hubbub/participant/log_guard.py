@@ -295,7 +295,8 @@ class LogGuard:
         accounts, account, unit = self._view.accounts, self.account, reservation.event.unit
         grant = accounts.grants.get(account)
         is_fitting = grant is not None and grant.unit == unit and is_private(reservation.event)
-        if grant is None or not is_fitting or accounts.spent(account) > grant.epsilon:
+        is_fitting = is_fitting and grant is not None and accounts.spent(account) <= grant.epsilon
+        if grant is None or not (is_fitting or (grant.kind == "unbounded" and grant.unit == unit)):
             left = "no budget" if grant is None else f"a {grant.kind} of epsilon {grant.epsilon:g} per {grant.unit}"
             raise BudgetError(
                 f"{self._site.name}, must find room for its runs on the budget that its owner registered, found {left} "

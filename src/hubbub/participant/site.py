@@ -13,18 +13,17 @@ What it does never depends on its records: no slot, an empty batch and a NaN all
 the same length.
 """
 
-import hashlib
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt32
+from jaxtyping import UInt32
 
-from hubbub.errors import CodeError, RoundError
+from hubbub.errors import RoundError
 from hubbub.local.learner import Learner
 from hubbub.messages import (
     Contribution,
+    Message,
     RoundContinued,
     RoundOpened,
     decode_message,
@@ -32,14 +31,12 @@ from hubbub.messages import (
     pack_values,
     unpack_parameters,
 )
+from hubbub.participant.records import Records, Work, make_vectors
 from hubbub.planning import Plan, check_plan
 from hubbub.randomness import Randomness
 from hubbub.secagg import Client, Session
 from hubbub.study import Slots
 from hubbub.study.config import Settings
-
-_site_log = logging.getLogger("hubbub.site")
-"""For the data owner's eyes: what it says may depend on records, and stays at the site."""
 
 Charge = Callable[[int, int], None]
 OwnSession = Callable[[int, int, bytes], Session]
@@ -106,11 +103,10 @@ class Participant:
         self._settings = settings
         self._plan = plan
         self._plan_hash = plan.hash
-        self._slots = slots
-        self._randomness = randomness
+        self.records = Records(name, settings=settings, plan=plan, slots=slots, randomness=randomness)
         self._charge = charge
         self._masking = masking
-        self._parameters: Float32[np.ndarray, " params"] | None = None
+        self._model: bytes | None = None
         self._mark = last_mark
         self._entered = max(last_mark[0] - 1, 0)
 
@@ -126,26 +122,42 @@ class Participant:
                 rule of secure aggregation.
             BudgetError: The ledger does not admit this attempt.
         """
-        message = decode_message(data)
+        reply = self.begin(decode_message(data))
+        if not isinstance(reply, Work):
+            return reply
+        return self.finish(next(make_vectors([self.records], reply, learner, self._settings)))
+
+    def begin(self, message: Message) -> bytes | Work | None:
+        """Take in one message: check it, and charge what it asks for.
+
+        Returns:
+            The answer; or what must be made of the records first, for `finish`; None where it needs no answer.
+
+        Raises:
+            RoundError, BudgetError: As in `receive`.
+        """
         is_asked = isinstance(message, RoundOpened | RoundContinued)
         if not is_asked or (message.run, message.plan_hash) != (self.run, self._plan_hash):
             raise RoundError(
                 f"{self.name}, must be asked under the run and plan it joined, found another's; nothing sent",
                 hint="both sides must run the same approved study",
             )
-        is_opening = isinstance(message, RoundOpened)
-        payload = self._open(message, learner) if is_opening else self._continue(message, learner)
-        return None if payload is None else self._contribution(message, payload)
+        reply = self._open(message) if isinstance(message, RoundOpened) else self._continue(message)
+        return self._contribution(reply) if isinstance(reply, bytes) else reply
 
-    def _open(self, opened: RoundOpened, learner: Learner) -> bytes | None:
+    def finish(self, vector: UInt32[np.ndarray, " length"]) -> bytes:
+        """The answer that carries what was made of the records."""
+        return self._contribution(pack_values(vector) if self._masking is None else self._masking.client.mask(vector))
+
+    def _open(self, opened: RoundOpened) -> bytes | Work | None:
         attempt = (opened.round_number, opened.attempt)
         self._check_planned(*attempt)
-        parameters = unpack_parameters(opened.parameters, self._plan.mechanism.dimension)
+        unpack_parameters(opened.parameters, self._plan.mechanism.dimension)  # refused before it costs anything
         if self._masking is not None:
             own = self._masking.own_session(*attempt, opened.parameters)
             reply = self._masking.client.open(opened.payload, own)
             self._enter(attempt)
-            self._parameters = parameters
+            self._model = opened.parameters
             return reply
         if attempt <= self._mark:
             raise RoundError(
@@ -155,7 +167,7 @@ class Participant:
             )
         self._enter(attempt)
         self._charge(*attempt)
-        return pack_values(self._vector(parameters, learner))
+        return Work(opened.parameters, *attempt)
 
     def _check_planned(self, round_number: int, attempt: int) -> None:
         """No more attempts than the plan has, charged or not: each is one more chance for who picks dropouts."""
@@ -174,8 +186,8 @@ class Participant:
         self._entered += attempt != self._mark
         self._mark = attempt
 
-    def _continue(self, message: RoundContinued, learner: Learner) -> bytes | None:
-        if self._masking is None or self._parameters is None or (message.round_number, message.attempt) != self._mark:
+    def _continue(self, message: RoundContinued) -> bytes | Work | None:
+        if self._masking is None or self._model is None or (message.round_number, message.attempt) != self._mark:
             raise RoundError(
                 f"{self.name}, takes later messages of the attempt it answered last, found another's; nothing sent",
                 hint="a late message is dropped",
@@ -186,66 +198,17 @@ class Participant:
         if self._masking.client.stage != "training":
             return reply
         self._masking.client.charge()
-        return self._masking.client.mask(self._vector(self._parameters, learner))
+        return Work(self._model, *self._mark)
 
-    def _contribution(self, message: RoundOpened | RoundContinued, payload: bytes) -> bytes:
+    def _contribution(self, payload: bytes) -> bytes:
+        round_number, attempt = self._mark
         return encode_message(
             Contribution(
                 run=self.run,
                 plan_hash=self._plan_hash,
-                round_number=message.round_number,
-                attempt=message.attempt,
+                round_number=round_number,
+                attempt=attempt,
                 participant=self.name,
                 payload=payload,
             )
         )
-
-    def _vector(self, parameters: Float32[np.ndarray, " params"], learner: Learner) -> UInt32[np.ndarray, " length"]:
-        """This attempt's one vector: a fresh sample, trained, clipped, encoded, with fresh noise where it is owed."""
-        return self._plan.mechanism.send(self._train(parameters, self._mark[0], learner), self._randomness)
-
-    def _train(
-        self, parameters: Float32[np.ndarray, " params"], round_number: int, learner: Learner
-    ) -> Int64[np.ndarray, " length"]:
-        mechanism = self._plan.mechanism
-        if mechanism.noises_steps:
-            return self._private_steps(parameters, learner)
-        if mechanism.unit == "example":
-            return self._gradient_sum(parameters, learner)
-        rng = np.random.default_rng(self._public_seed(round_number))
-        try:
-            with np.errstate(all="ignore"):
-                update = learner.update(parameters, self._slots, self._settings.training, rng)
-        except CodeError as error:
-            # An abort would tell the others something about these records, so only this site is told.
-            _site_log.warning("%s trained nothing in round %d: %s", self.name, round_number, error.message)
-            update = np.zeros(mechanism.dimension)
-        return mechanism.weigh(mechanism.encode_update(mechanism.clip(update)), int(self._slots.is_real.sum()))
-
-    def _gradient_sum(
-        self, parameters: Float32[np.ndarray, " params"], learner: Learner
-    ) -> Int64[np.ndarray, " params"]:
-        """Sum of clipped gradients over a fresh secret sample, rounded once per microbatch."""
-        mechanism = self._plan.mechanism
-        drawn = mechanism.examples.select(len(self._slots), self._randomness)
-        total = np.zeros(mechanism.dimension, dtype=np.int64)
-        for microbatch in learner.clipped_sums(parameters, self._slots, drawn, mechanism):
-            total += mechanism.encode_sum(microbatch)
-        return total
-
-    def _private_steps(
-        self, parameters: Float32[np.ndarray, " params"], learner: Learner
-    ) -> Int64[np.ndarray, " params"]:
-        """Local DP-SGD: every step has its own sample and its own noise, so the update is released already."""
-        mechanism, training = self._plan.mechanism, self._settings.training
-        expected = mechanism.scale * mechanism.examples.sampling_probability * len(self._slots)
-        weights = parameters
-        for _ in range(mechanism.steps):
-            noised = mechanism.noised(self._gradient_sum(weights, learner), self._randomness)
-            weights = (weights - training.learning_rate * noised / expected).astype(np.float32)
-        return mechanism.encode_released(weights.astype(np.float64) - parameters)
-
-    def _public_seed(self, round_number: int) -> list[int]:
-        """Seed of the order of local batches: inside one client, so not a matter of its privacy."""
-        digest = hashlib.sha256(f"{self._settings.study.seed}/{self.name}/{round_number}".encode()).digest()
-        return list(np.frombuffer(digest, dtype="<u4").tolist())

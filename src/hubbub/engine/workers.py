@@ -1,0 +1,238 @@
+"""Who trains where everybody is in one process: this process, or forked ones that share its records.
+
+A worker is a copy of this process from when the run began: it has every participant's records and the learner, and
+nothing but names and a model travels to it, sums or vectors back. Whether an attempt was checked and charged is
+decided before (`Participant.begin`), in this process.
+
+*Trust:* a worker sees all that this process sees.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt32
+
+import hubbub.errors
+from hubbub.errors import HubbubError, WorkerError
+from hubbub.local.learner import Learner
+from hubbub.participant.records import Records, Work, make_vectors
+from hubbub.study.config import Settings
+
+if TYPE_CHECKING:
+    Pipe = Connection[Any, Any]
+else:
+    Pipe = Connection  # which has no arguments when it runs
+
+
+class Job(NamedTuple):
+    """What a worker is asked: these participants' vectors for one attempt, or only their sum."""
+
+    names: Sequence[str]
+    work: Work
+    is_sum: bool
+
+
+class Failure(NamedTuple):
+    """A refusal, on its way back from a worker."""
+
+    kind: str
+    message: str
+    hint: str
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Makes participants' vectors for an attempt that they have been asked, and charged, for.
+
+    Guarantees:
+        The same integers, however many workers there are.
+    """
+
+    def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
+        """The sum of their vectors, modulo 2^32."""
+        ...
+
+    def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
+        """Each one's vector, as it is made."""
+        ...
+
+    def close(self) -> None:
+        """End them."""
+        ...
+
+
+class Alone:
+    """This process.
+
+    Args:
+        records: Everybody's, by name.
+        learner: The study's.
+        settings: The study's.
+        length: Coordinates of a vector.
+    """
+
+    def __init__(self, records: Mapping[str, Records], learner: Learner, settings: Settings, *, length: int) -> None:
+        self.records = records
+        self._learner = learner
+        self._settings = settings
+        self._length = length
+
+    def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
+        """The sum of their vectors, modulo 2^32."""
+        total = np.zeros(self._length, dtype=np.uint32)
+        for _, vector in self.vectors(names, work):
+            total += vector
+        return total
+
+    def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
+        """Each one's vector, in order."""
+        asked = [self.records[name] for name in names]
+        yield from zip(names, make_vectors(asked, work, self._learner, self._settings), strict=True)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Pool:
+    """Several processes forked from this one.
+
+    Args:
+        alone: What each of them does.
+        count: How many.
+        in_child: Called in each of them first: lets go of what belongs to this process only.
+
+    Raises:
+        WorkerError: From `total` and `vectors`: a worker ended by itself.
+    """
+
+    def __init__(self, alone: Alone, count: int, *, in_child: Callable[[], None]) -> None:
+        self._sizes = {name: len(one.slots) for name, one in alone.records.items()}
+        self._pipes: list[Pipe] = []
+        self._processes: list[BaseProcess] = []
+        # A child must not see Ctrl-C before it ignores it: it is meant for this process, which then ends them all.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(count):
+                self._start(alone, in_child)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _start(self, alone: Alone, in_child: Callable[[], None]) -> None:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = cast("tuple[Pipe, Pipe]", context.Pipe())
+
+        def child() -> None:
+            for pipe in (*self._pipes, ours):  # or nobody would notice that this process is gone
+                pipe.close()
+            in_child()
+            _work(alone, theirs)
+
+        process = context.Process(target=child, name=f"hubbub worker {len(self._pipes) + 1}")
+        with warnings.catch_warnings():
+            # Since 3.12, where there are threads: a child uses none of their locks, it has streams of its own.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        self._pipes.append(ours)
+        self._processes.append(process)
+
+    def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
+        """The sum of their vectors, modulo 2^32."""
+        first, *others = [vector for _, vector in self._ask(names, work, is_sum=True)]
+        for other in others:
+            first += other
+        return first
+
+    def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
+        """Each one's vector, as they come."""
+        return self._ask(names, work, is_sum=False)
+
+    def _ask(
+        self, names: Sequence[str], work: Work, *, is_sum: bool
+    ) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
+        waiting: dict[Pipe, BaseProcess] = {}
+        for pipe, process, share in zip(self._pipes, self._processes, self._shares(names), strict=True):
+            if share:
+                with _alive(process):
+                    pipe.send(Job(share, work, is_sum))
+                waiting[pipe] = process
+        while waiting:
+            for pipe in cast("list[Pipe]", wait(list(waiting))):
+                with _alive(waiting[pipe]):
+                    reply = pipe.recv()
+                if isinstance(reply, Failure):
+                    raise getattr(hubbub.errors, reply.kind)(reply.message, hint=reply.hint)
+                if reply is None:
+                    del waiting[pipe]
+                else:
+                    yield reply
+
+    def _shares(self, names: Sequence[str]) -> list[list[str]]:
+        """Whom each worker gets: the largest first, each to who has least to do. Sizes are public."""
+        shares: list[list[str]] = [[] for _ in self._pipes]
+        loads = [0] * len(shares)
+        for name in sorted(names, key=self._sizes.__getitem__, reverse=True):
+            least = loads.index(min(loads))
+            shares[least].append(name)
+            loads[least] += self._sizes[name] + 1
+        return shares
+
+    def close(self) -> None:
+        """End them at once, whatever they do: nothing of theirs is kept."""
+        for process in self._processes:
+            process.kill()
+        for process, pipe in zip(self._processes, self._pipes, strict=True):
+            process.join()
+            pipe.close()
+
+
+@contextmanager
+def _alive(process: BaseProcess) -> Generator[None]:
+    """Turn a broken pipe into one line that says what became of the worker."""
+    try:
+        yield
+    except (EOFError, OSError):
+        process.join(timeout=10)
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        raise WorkerError(
+            f"{process.name}, must live as long as the run, found that it {how}",
+            hint="fewer workers need less memory: [speed] workers = 1",
+        ) from None
+
+
+def _work(alone: Alone, pipe: Pipe) -> None:
+    """Be a worker: answer jobs until nobody asks any more. Never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))
+    try:
+        while True:
+            _answer(alone, pipe, pipe.recv())
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # who asked is gone
+    except BaseException:  # noqa: BLE001, what is told here is told before the process ends, whatever it is
+        os.write(2, traceback.format_exc().encode())
+        os._exit(1)
+
+
+def _answer(alone: Alone, pipe: Pipe, job: Job) -> None:
+    try:
+        if job.is_sum:
+            pipe.send(("", alone.total(job.names, job.work)))
+        else:
+            for reply in alone.vectors(job.names, job.work):
+                pipe.send(reply)
+        pipe.send(None)
+    except HubbubError as error:
+        pipe.send(Failure(type(error).__name__, error.message, error.hint))
