@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -15,7 +15,6 @@ from typing import IO
 from hubbub.cli.acts import asked
 from hubbub.engine.commands import (
     Done,
-    Failed,
     FetchFile,
     FilePart,
     HaltRun,
@@ -26,7 +25,6 @@ from hubbub.engine.commands import (
     Started,
     Status,
     SubmitStudy,
-    read_answer,
 )
 from hubbub.errors import InputError, RefusedError
 
@@ -61,16 +59,9 @@ def coordinate(options: argparse.Namespace) -> None:
         coordinating.attach(server)
         print(f"hubbub: the coordinator of {home} listens at {options.address}", file=sys.stderr, flush=True)
         for run in options.resume:
-            _resume_here(coordinating.command, run)
+            coordinating.go_on(run)
         stop.wait()
         coordinating.close()
-        server.close()
-
-
-def _resume_here(command: Callable[[str, bytes], bytes], run: str) -> None:
-    answer = read_answer(command("operator", ResumeRun(run).encode()))
-    if isinstance(answer, Failed):
-        raise answer.error()
 
 
 def join(options: argparse.Namespace) -> None:

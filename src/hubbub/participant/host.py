@@ -180,10 +180,11 @@ class Host:
     def _follow(self, opening: Opening) -> None:
         """Take in what the log says by now; what a session is opened under is the last head that was shown."""
         self._shown = None
-        if self._folder.wants_recovery:
-            self._folder.note_recovery(self.guard.recover(opening, self._clock()))
         head = self.guard.follow(opening, self._clock()).checkpoint
-        self._shown = Opening(opening.checkpoint, head.size, (), opening.receipt)
+        shown = Opening(opening.checkpoint, head.size, (), opening.receipt)
+        if not self.guard.is_compared and self._folder.may_recover:
+            self._folder.note_recovery(self.guard.recover(shown, self._clock()))
+        self._shown = shown
 
     # --- studies and runs ---
 
