@@ -263,8 +263,9 @@ def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, m
     world.wires.spoil = spoil
     told = world.go()
     assert told.state == "interrupted"
+    run = world.run
     world.start()
-    world.resume(world.command, world.run)
+    world.resume(world.command, run)
     told = world.ended(world.command, world.run)
     assert (told.state, told.rounds, told.attempts) == ("finished", 4, 5), told
     (failed,) = world.events(RoundFailed)
