@@ -1,6 +1,6 @@
 """Simulated federations: hubbub beside pfl 0.6 and Flower 1.42's simulation on the same two cores, by turns.
 
-    python benchmarks/engine.py [W1] [W2] [W3] [--repeats 3] [--minutes 25]
+    python benchmarks/engine.py [W1] [W2] [W3] [--repeats 3] [--minutes 25] [--without-check]
 
 engines/workloads.py says what is trained; each engine is a process of its own with its own script there. hubbub is
 `hubbub.run` with all that it does: secret Poisson cohorts, exact noise, ledger and log on disk, accounting, metrics;
@@ -80,22 +80,21 @@ def play(engine: Engine, workload: Workload, **options: Any) -> Played:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_weights(workload: Workload) -> dict[str, list[str]]:
-    """Stop if the engines do not reach the same weights; print how far they are apart. Returns their packages."""
+def check_weights(workload: Workload) -> None:
+    """Stop if the engines do not reach the same weights; print how far they are apart."""
     first = np.concatenate([part.detach().numpy().ravel() for part in torch_model(workload).parameters()])
-    reached, packages = {}, {}
+    reached = {}
     for engine in ENGINES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.npy"
             few = {"rounds": EXACT_ROUNDS, "clients": EXACT_CLIENTS, "cohort": EXACT_CLIENTS}
-            packages[engine.script] = play(engine, workload, exact=True, weights=path, **few)["packages"]
+            play(engine, workload, exact=True, weights=path, **few)
             reached[engine.name] = np.load(path)
     moved = np.linalg.norm(reached["hubbub"] - first)
     for name, weights in reached.items():
         apart = float(np.linalg.norm(weights - reached["hubbub"]) / moved)
         print(f"  {workload.name} without noise, {name}: within {apart:.0e} of the way that hubbub's weights moved")
         assert apart < TOLERANCE, f"{workload.name}: {name} and hubbub reach other weights"
-    return packages
 
 
 def milliseconds(played: Played) -> float:
@@ -178,20 +177,23 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", metavar="W", help="W1, W2, W3 (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=25, help="for all turns: there are fewer if they take longer")
+    parser.add_argument("--without-check", action="store_true", help="do not compare weights first")
     asked = parser.parse_args()
     if unknown := set(asked.workloads) - WORKLOADS.keys():
         parser.error(f"workloads are W1, W2, W3, found {', '.join(sorted(unknown))}")
     chosen = [WORKLOADS[name] for name in asked.workloads or WORKLOADS]
-    packages = dict(item for workload in chosen for item in check_weights(workload).items())
+    for workload in [] if asked.without_check else chosen:
+        check_weights(workload)
     turns: dict[str, dict[str, list[Played]]] = {workload.name: defaultdict(list) for workload in chosen}
     started = time.monotonic()
     for repeat in range(asked.repeats):
-        if time.monotonic() - started > 60 * asked.minutes * repeat / (repeat + 1):
+        if repeat and time.monotonic() - started > 60 * asked.minutes * repeat / (repeat + 1):
             break  # another turn would end too late
         for workload in chosen:
             take_turn(workload, turns[workload.name], is_odd=bool(repeat % 2))
     results = [result for workload in chosen for result in found(workload, turns[workload.name])]
-    finish(results, machine("torch", "numpy"), ", ".join(packages["pfl"][:1] + packages["flower"][:2]))
+    versions = [peers.version("pfl", "pfl"), peers.version("flower", "flwr", "ray")]
+    finish(results, machine("torch", "numpy"), *versions)
 
 
 if __name__ == "__main__":
