@@ -1,4 +1,4 @@
-"""Environments of the others that hubbub is measured beside: one each in build/peers, made at the first use.
+"""Environments of the others that hubbub is measured beside, made at the first use in build/peers or HUBBUB_PEERS.
 
     python benchmarks/peers.py [opacus] [opendp] [pfl] [flare] [flower]
 
@@ -15,7 +15,7 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "build" / "peers"
+FOLDER = Path(os.environ.get("HUBBUB_PEERS", Path(__file__).resolve().parent.parent / "build" / "peers"))
 OWN = sysconfig.get_path("purelib")
 
 
