@@ -7,7 +7,7 @@ import time
 import pytest
 
 from hubbub.cli import main
-from hubbub.engine.commands import answer, log_handlers
+from hubbub.engine.answering import answer, log_handlers
 from hubbub.engine.direct import Credentials, DirectServer, Spool
 from hubbub.engine.enrol import identifier
 from hubbub.engine.home import open_log, open_log_key, server_credentials

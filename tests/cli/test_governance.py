@@ -5,16 +5,20 @@ import hashlib
 import json
 import shutil
 import time
+from typing import get_args
 
 import pytest
 
 from hubbub.cli import main
+from hubbub.cli.governance_arguments import PURPOSES, ROLES
 from hubbub.errors import RefusedError
 from hubbub.eventlog import EventLog
 from hubbub.events import RoundClosed, RunFinished, RunStarted
 from hubbub.governance import Federation, terms_of
+from hubbub.governance.keys import Role
 from hubbub.planning import make_plan
 from hubbub.study import load_study
+from hubbub.study.config import Purpose
 
 SITES = ("a", "b", "c")
 PEOPLE = {
@@ -396,3 +400,8 @@ def test_the_history_tells_of_proposals_and_decisions(desk):
     told = desk.type("budget", "history")
     assert "found-federation" in told
     assert "approve" in told
+
+
+def test_the_help_knows_every_purpose_and_role():
+    assert get_args(Purpose) == PURPOSES
+    assert get_args(Role) == ROLES

@@ -27,6 +27,9 @@ class Here:
         self._handlers = {}
         self.transport = InProcess(self._handlers)
 
+    def there(self):
+        return set(self.transport.sites())
+
     def join(self, name, handler):
         self._handlers[name] = handler
 
@@ -53,6 +56,10 @@ class Direct:
     def listen(self, port):
         """Say where participants dial."""
         self.port, self.address = port, f"localhost:{port}"
+
+    def there(self):
+        """Who is connected."""
+        return set(self.transport.sites())
 
     def enrol(self, name):
         """Give a name a key of its own, once."""
@@ -105,13 +112,13 @@ class Tunnelled(Direct):
         super().__init__(authority, folder, **options)
         coordinator = ("127.0.0.1", self.transport.port)
         self.near = Tunnel(self._to_far)
-        self.far = Tunnel(self.near.take, lambda: socket.create_connection(coordinator))
+        self.far = Tunnel(lambda message, _: self.near.take(message), lambda: socket.create_connection(coordinator))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.listen(self._listener.getsockname()[1])
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
-    def _to_far(self, message):
+    def _to_far(self, message, _):
         return self.far.take(message)
 
     def _accept(self):
@@ -127,7 +134,7 @@ class Tunnelled(Direct):
         self._accepting.join()
         for end in (self.near, self.far):
             end.close()
-        until(lambda: "hubbub-tunnel" not in [thread.name for thread in threading.enumerate()])
+        until(lambda: not [thread for thread in threading.enumerate() if "hubbub-tunnel" in thread.name])
 
 
 class Wire:

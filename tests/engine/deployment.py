@@ -103,7 +103,7 @@ class Deployment:
         made = defaults | {"fill": plant, "address": "localhost:1"} | options
         self.grant, self.fill, address = made["grant"], made["fill"], made["address"]
         self.root, self.names, self.address = root, tuple(names), address
-        self.home = root / "coordinator"
+        self.home, self._log = root / "coordinator", None
         self.keys = {
             **{name: new_keys(name, organisation=f"clinic-{name}", role="node") for name in self.names},
             **{
@@ -128,13 +128,17 @@ class Deployment:
 
     def record(self, make):
         """Record one signed act, made at this second."""
-        log, now = open_log(self.home), int(time.time())
-        try:
-            envelope = make(now)
-            log.append(lambda: [log.fold(Federation).event(envelope, now)])
-            return log.fold(Federation), read(envelope)
-        finally:
-            log.close()
+        self._log = self._log or open_log(self.home)
+        now = int(time.time())
+        envelope = make(now)
+        self._log.append(lambda: [self._log.fold(Federation).event(envelope, now)])
+        return self._log.fold(Federation), read(envelope)
+
+    def let_go(self):
+        """Close the log that acts are recorded in, until the next one."""
+        if self._log is not None:
+            self._log.close()
+        self._log = None
 
     def propose(self, who, act, days=30):
         return self.record(lambda now: propose(act, self.keys[who].identity, at=now, expires=now + days * DAY))[1].id

@@ -43,17 +43,19 @@ def attend(one, credentials, outgoing):
 
 
 @pytest.mark.parametrize("who", ["another authority's", "one that nobody enrolled", "another key under the same name"])
-def test_a_strangers_certificate_is_refused(direct, certificates, who):
+def test_a_strangers_certificate_is_refused(direct, carriers, certificates, who, caplog):
     one = direct()
     one.join("north", echo)
     issuer = certificates.Authority() if who == "another authority's" else one.authority
     stranger = issuer.participant("north" if who == "another key under the same name" else "stranger")
     stranger = Credentials(one.authority.certificate, stranger.certificate, stranger.key)
     stop = one.dial("stranger", never, stranger)
+    word = "unavailable" if who == "another authority's" else "unknown"
+    carriers.until(lambda: f"not connected to {one.address}: {word}" in caplog.text)
     expected = (grpc.StatusCode.UNAUTHENTICATED, "unknown")
     code, word = attend(one, stranger, [])
     assert (code, word) == expected or (code == grpc.StatusCode.UNAVAILABLE and who == "another authority's")
-    assert one.transport.sites() == {"north"}
+    assert one.there() == {"north"}
     assert list(one.transport.ask({"north": b"?", "stranger": b"?"}, seconds=5)) == [("north", b"?")]
     stop.set()
 
@@ -67,7 +69,7 @@ def test_without_a_certificate_nobody_gets_a_word_out(direct):
     with grpc.insecure_channel(one.address) as channel:
         call = channel.stream_stream(ATTEND)(iter([]), timeout=2)
         assert call.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert one.transport.sites() == set()
+    assert one.there() == set()
 
 
 def test_a_roster_that_cannot_be_read_admits_nobody(direct, monkeypatch):
@@ -78,7 +80,7 @@ def test_a_roster_that_cannot_be_read_admits_nobody(direct, monkeypatch):
         raise OSError("the roster is on a disk that is gone")
 
     monkeypatch.setattr(one.transport, "_identify", fail)
-    assert one.transport.sites() == set()
+    assert one.there() == set()
     assert attend(one, one.enrol("north"), []) == (grpc.StatusCode.UNAUTHENTICATED, "unknown")
 
 
@@ -95,7 +97,7 @@ def test_a_false_coordinator_is_not_answered(direct, certificates, who, tmp_path
     stop = one.dial("north", never, one.enrol("north"), f"localhost:{server.port}")
     with pytest.raises(HostError, match="found 'unavailable'"):
         send_command(f"localhost:{server.port}", one.enrol("north"), b"?", seconds=2)
-    assert server.sites() == set()
+    assert not server.sites()
     stop.set()
     server.close()
 
@@ -125,7 +127,7 @@ def test_a_key_that_now_belongs_to_another_name_is_that_name(direct, carriers):
     one = direct()
     one.join("north", echo)
     one.roster[fingerprint(one.keys["north"].certificate)] = "south"
-    carriers.until(lambda: one.transport.sites() == {"south"})
+    carriers.until(lambda: one.there() == {"south"})
     assert list(one.transport.ask({"south": b"?", "north": b"?"}, seconds=5)) == [("south", b"?")]
 
 
@@ -135,12 +137,12 @@ def test_an_older_stream_of_a_name_is_told_that_it_was_replaced(direct, carriers
     outgoing = iter(lambda: gate.wait() and None, None)
     older = threading.Thread(target=lambda: ended.append(attend(one, one.enrol("north"), outgoing)))
     older.start()
-    carriers.until(lambda: one.transport.sites() == {"north"})
+    carriers.until(lambda: one.there() == {"north"})
     one.dial("north", echo, one.enrol("north"))
     older.join(5)
     gate.set()
     assert ended == [(grpc.StatusCode.ABORTED, "replaced")]
-    assert one.transport.sites() == {"north"}
+    assert one.there() == {"north"}
 
 
 # --- what is on the wire
@@ -163,7 +165,7 @@ def test_garbage_ends_only_its_own_stream(direct, outgoing):
     one = direct()
     one.join("north", echo)
     assert attend(one, one.enrol("mad"), outgoing) == (grpc.StatusCode.INVALID_ARGUMENT, "garbage")
-    assert one.transport.sites() == {"north"}
+    assert one.there() == {"north"}
     assert list(one.transport.ask({"north": b"?"}, seconds=5)) == [("north", b"?")]
 
 
@@ -171,7 +173,7 @@ def test_a_frame_that_is_too_large_is_not_even_read(direct):
     one = direct()
     code, _ = attend(one, one.enrol("mad"), [bytes(LARGEST + 1)])
     assert code in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
-    assert one.transport.sites() == set()
+    assert one.there() == set()
 
 
 def test_an_answer_to_what_was_never_asked_is_dropped(direct):

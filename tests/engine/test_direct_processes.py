@@ -30,14 +30,14 @@ class Process:
 
     def start(self):
         self.process = subprocess.Popen(self._command)
-        while self._name not in self._one.transport.sites():
+        while self._name not in self._one.there():
             assert self.process.poll() is None
             time.sleep(0.002)
 
     def gone(self, seconds):
         """Wait until the coordinator knows; returns how long that took."""
         start = time.monotonic()
-        while self._name in self._one.transport.sites():
+        while self._name in self._one.there():
             assert time.monotonic() < start + seconds
             time.sleep(0.002)
         return time.monotonic() - start
@@ -83,10 +83,10 @@ def test_a_frozen_process_is_a_dropout_and_comes_back(federation):
     one, north, _ = federation("north", "south", tuning=Tuning(grace=0.3, keepalive=1.0))
     north.process.send_signal(signal.SIGSTOP)
     assert dict(one.transport.ask({"north": b"1", "south": b"2"}, seconds=30)) == {"south": b"2"}
-    assert one.transport.sites() == {"south"}
+    assert one.there() == {"south"}
     north.process.send_signal(signal.SIGCONT)
     start = time.monotonic()
-    while "north" not in one.transport.sites():
+    while "north" not in one.there():
         assert time.monotonic() < start + 5
         time.sleep(0.01)
     assert dict(one.transport.ask({"north": b"3"}, seconds=30)) == {"north": b"3"}

@@ -124,6 +124,7 @@ def test_without_noise_hosts_give_the_bytes_of_one_process(both):
     assert (away / "model.safetensors").read_bytes() == (here / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_with_noise_hosts_cost_what_one_process_costs(both):
     away, here = both(PRIVATE, "filter")
     assert (away / "plan.json").read_bytes() == (here / "plan.json").read_bytes()

@@ -1,14 +1,37 @@
-"""A run on hosts of their own, from offer to verified bundle: every byte but the carrier's, in one process."""
+"""A run on hosts of their own, from offer to verified bundle, and what goes wrong on the way: all in one process.
+
+The bytes are those between hosts; the carrier is a call that a test may spoil. A host crashes by being made anew from
+its folder, a coordinator by being made anew on its home.
+"""
 
 import importlib.util
+import json
 import pathlib
+import shutil
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import hubbub
 from hubbub.engine.away import Deadlines
+from hubbub.engine.commands import HaltRun, OfferStudy, ResumeRun, SubmitStudy
 from hubbub.engine.coordinate import Coordinating
-from hubbub.engine.transport import InProcess
+from hubbub.engine.home import open_log
+from hubbub.errors import InputError, RefusedError
+from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
+from hubbub.governance.acts import RevokeKey, StopRun
+from hubbub.messages import (
+    Contribution,
+    Done,
+    LogShown,
+    Refused,
+    RoundContinued,
+    RoundOpened,
+    decode_message,
+    encode_message,
+)
 
 
 def load(name):
@@ -22,23 +45,126 @@ def load(name):
 deployment = load("deployment")
 
 
+class Wires:
+    """A transport of calls; `spoil` maps (name, number of the message in its round, message) to what becomes of it.
+
+    It returns the message to let it through, None to lose it, or raises to crash the coordinator.
+    """
+
+    def __init__(self, world):
+        self.world = world
+        self.spoil = lambda _name, _stage, message: message
+        self.numbers = dict.fromkeys(world.hosts, 0)
+        self.away = set()
+        self._stages = {}
+
+    def sites(self):
+        return {name: number for name, number in self.numbers.items() if name not in self.away}
+
+    def ask(self, messages, *, seconds):
+        assert seconds > 0
+        for name, data in messages.items():
+            if name in self.away:
+                continue
+            message = decode_message(data)
+            if isinstance(message, RoundOpened):
+                self._stages[name] = 0
+            elif isinstance(message, RoundContinued):
+                self._stages[name] += 1
+            stage = self._stages.get(name) if isinstance(message, RoundOpened | RoundContinued) else None
+            let_through = message if stage is None else self.spoil(name, stage, message)
+            if let_through is not None:
+                reply = self.world.hosts[name].answer(encode_message(let_through))
+                self.world.note(name, message, reply)
+                yield name, reply
+
+    def close(self):
+        pass
+
+
+class Watched(Coordinating):
+    """A coordinator of which a test knows the run before it has begun."""
+
+    last = ""
+
+    def _start(self, running, log):
+        self.last = running.name
+        return super()._start(running, log)
+
+
 class World(deployment.Deployment):
     """A deployment whose carrier is a call."""
 
     def __init__(self, root, **options):
         super().__init__(root, **options)
         self.hosts = {name: self.host(name) for name in self.names}
+        self.sent = []
+        """Who sent a masked vector in which round and attempt."""
         self.start()
 
-    def start(self):
-        self.coordinating = Coordinating(self.home, Deadlines(stage=5, training=20, patience=1))
-        self.coordinating.attach(InProcess({name: host.answer for name, host in self.hosts.items()}))
-        self.command = self.coordinating.command
-
     def close(self):
+        self.let_go()
         self.coordinating.close()
         for host in self.hosts.values():
             host.close()
+
+    def note(self, name, message, reply):
+        said = decode_message(reply) if reply else Done()
+        if isinstance(message, RoundContinued) and isinstance(said, Contribution) and self.stage_of(said) == "masked":
+            self.sent.append((name, message.round_number, message.attempt))
+
+    @staticmethod
+    def stage_of(contribution):
+        from hubbub.secagg.messages import Envelope, read
+
+        return read(Envelope, contribution.payload).kind
+
+    def crash(self, name):
+        """A host's process ends and another one starts on its folder."""
+        self.hosts[name].close()
+        self.hosts[name] = self.host(name)
+        self.wires.numbers[name] += 1
+
+    def events(self, kind):
+        log = open_log(self.home)
+        try:
+            return [event for event in log.events() if isinstance(event, kind)]
+        finally:
+            log.close()
+
+    def refusals(self, name):
+        file = self.site(name) / "refusals"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def start(self):
+        self.wires = Wires(self)
+        self.coordinating = Watched(self.home, Deadlines(stage=5, training=20, patience=1))
+        self.coordinating.attach(self.wires)
+        self.command = self.coordinating.command
+
+    @property
+    def run(self):
+        """The run that began last."""
+        return self.coordinating.last
+
+    def go(self, order=None):
+        """Have the study approved and run; its last status."""
+        order = order or self.approve_study(self.command)
+        run = self.ask(self.command, "scientist", order).run
+        return self.ended(self.command, run)
+
+    def check_charges(self):
+        """Nothing left a site that it did not charge, and nothing that the coordinator's ledger does not hold."""
+        log = open_log(self.home)
+        try:
+            from hubbub.accounting.ledger import Ledger
+
+            charged = Ledger(log).accounts().runs[self.run].charged
+        finally:
+            log.close()
+        for name in self.names:
+            own = {mark[1:] for mark in self.hosts[name]._memory.charges}
+            assert {(at, attempt) for who, at, attempt in self.sent if who == name} <= own <= charged
 
 
 @pytest.fixture
@@ -50,9 +176,310 @@ def world(tmp_path, monkeypatch):
 
 
 def test_a_study_is_offered_approved_run_released_and_verified(world):
-    order = world.approve_study(world.command)
-    run = world.ask(world.command, "scientist", order).run
-    told = world.ended(world.command, run)
+    told = world.go()
     assert (told.state, told.rounds, told.words) == ("finished", 4, "")
-    bundle = world.release(world.command, run)
+    closed = world.events(RoundClosed)
+    assert len({event.session for event in closed}) == 4
+    assert all(event.members and event.adverts for event in closed)
+    bundle = world.release(world.command, world.run)
     assert list(hubbub.verify_bundle(bundle))
+    assert msgspec.json.decode((bundle / "claim.json").read_bytes())["federation"] == (
+        "federation heart of 8 organisations, approved for the purpose research; "
+        "each participant on a host of its own, says the coordinator"
+    )
+    world.check_charges()
+
+
+STAGES = ["advert", "share", "masked", "consent", "unmask"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", range(5), ids=STAGES)
+def test_a_site_that_crashes_in_a_stage_drops_out_and_comes_back(world, stage):
+    def spoil(name, at, message):
+        if (name, at) == ("c", stage) and message.round_number == 2 and "c" not in crashed:
+            crashed.append("c")
+            world.crash("c")
+            return None
+        return message
+
+    crashed = []
+    world.wires.spoil = spoil
+    told = world.go()
+    assert (told.state, told.rounds, told.attempts) == ("finished", 4, 4)
+    assert crashed
+    in_sums = [event.participants for event in world.events(RoundClosed)]
+    assert in_sums == [5, 4 if stage < 3 else 5, 5, 5]
+    world.check_charges()
+
+
+@pytest.mark.slow
+def test_two_sites_lost_in_a_stage_end_the_attempt_by_name_and_the_next_one_completes(world):
+    def spoil(name, at, message):
+        is_lost = name in "cd" and at == 2 and (message.round_number, message.attempt) == (2, 1)
+        return None if is_lost else message
+
+    world.wires.spoil = spoil
+    told = world.go()
+    assert (told.state, told.rounds, told.attempts) == ("finished", 4, 5)
+    (failed,) = world.events(RoundFailed)
+    assert (failed.round_number, failed.attempt) == (2, 1)
+    assert "needs 4 survivors, found 3" in failed.reason
+    world.check_charges()
+
+
+@pytest.mark.slow
+def test_with_too_few_sites_the_run_waits_by_name_and_goes_on_when_they_are_back(world):
+    def spoil(_name, at, message):
+        if at == 0 and message.round_number == 2:
+            world.wires.away |= {"d", "e"}
+        return message
+
+    world.wires.spoil = spoil
+    told = world.go()
+    assert told.state == "interrupted"
+    assert "waits for 4 participants, found a, b, c; nothing more asked, it stays reserved" in told.words
+    world.wires.spoil, world.wires.away = (lambda *spoiled: spoiled[2]), set()
+    world.resume(world.command, world.run)
+    told = world.ended(world.command, world.run)
+    assert (told.state, told.rounds) == ("finished", 4)
+    world.check_charges()
+
+
+class CoordinatorCrash(BaseException):
+    """The coordinator's process is gone; nothing in it may clean up."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 4])
+def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, monkeypatch):
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+
+    def spoil(_name, at, message):
+        if at == stage and message.round_number == 2:
+            raise CoordinatorCrash
+        return message
+
+    world.wires.spoil = spoil
+    told = world.go()
+    assert told.state == "interrupted"
+    world.start()
+    world.resume(world.command, world.run)
+    told = world.ended(world.command, world.run)
+    assert (told.state, told.rounds, told.attempts) == ("finished", 4, 5), told
+    (failed,) = world.events(RoundFailed)
+    assert failed.reason == "the coordinator was interrupted"
+    assert list(hubbub.verify_bundle(world.release(world.command, world.run)))
+    world.check_charges()
+
+
+@pytest.mark.slow
+def test_a_halted_run_stays_reserved_and_goes_on(world):
+    def spoil(_name, at, message):
+        if at == 0 and message.round_number == 2:
+            world.ask(world.command, "officer", HaltRun(world.run))
+        return message
+
+    world.wires.spoil = spoil
+    told = world.go()
+    assert (told.state, told.rounds) == ("interrupted", 2)
+    assert "was halted; nothing more asked, it stays reserved" in told.words
+    world.wires.spoil = lambda _name, _at, message: message
+    world.resume(world.command, world.run)
+    assert world.ended(world.command, world.run).state == "finished"
+
+
+# --- refusals
+
+
+def refusal(world, name, code):
+    """Whether a site refused with a code, told its owner, and sent nothing."""
+    noted = [event for event in world.events(ParticipantRefused) if event.participant == name]
+    told = [line for line in world.refusals(name) if line["code"] == code]
+    return bool(told) and code in {event.code for event in noted} and not [one for one in world.sent if one[0] == name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ('purposes = ["audit"]', "this site's policy: purposes, must be one of audit, found research"),
+        ("epsilon = 1.0", "this site's policy: epsilon, must be at most 1, found"),
+        ("minimum = 5", "this site's policy: minimum, must be at least 5, found 4"),
+        ("retention = 2020-01-01", "this site's policy: retention, must be until 2020-01-01, found"),
+    ],
+)
+def test_a_site_whose_policy_forbids_the_study_refuses_and_the_run_goes_on_without_it(world, policy, words):
+    order = world.approve_study(world.command)
+    file = world.site("b") / "site.toml"
+    if "purposes" in policy:
+        policy = 'purposes = ["quality"]'
+        words = words.replace("audit", "quality")
+    file.write_text(file.read_text().partition("[policy]")[0] + f"[policy]\n{policy}\n")
+    told = world.go(order)
+    assert (told.state, told.rounds) == ("finished", 4)
+    assert refusal(world, "b", "policy")
+    assert any(words in line["error"] for line in world.refusals("b")), world.refusals("b")
+
+
+@pytest.mark.slow
+def test_a_site_whose_code_is_another_refuses_and_is_not_in_the_run(world):
+    order = world.approve_study(world.command)
+    code = world.site("b") / "studies" / "away" / "study.py"
+    code.write_text(code.read_text() + "\n# read, and changed\n")
+    assert world.go(order).state == "finished"
+    assert refusal(world, "b", "code")
+
+
+@pytest.mark.slow
+def test_a_site_whose_records_are_not_those_that_were_approved_refuses(world):
+    order = world.approve_study(world.command)
+    (world.site("b") / "data" / "seed").write_text("77")
+    assert world.go(order).state == "finished"
+    assert refusal(world, "b", "policy")
+
+
+def test_a_study_that_is_not_approved_is_not_started(world):
+    order = world.approve_study(world.command)
+    study = world.home / "studies" / "away" / "study.toml"
+    study.write_text(study.read_text().replace("seed = 3", "seed = 4"))
+    with pytest.raises(InputError, match="must be in the folder 'studies' here, found none; nothing trained"):
+        world.ask(world.command, "scientist", order)
+    with pytest.raises(RefusedError, match="owner-a, must be data-scientist or operator to ask for this"):
+        world.ask(world.command, "owner-a", order)
+    other = SubmitStudy(order.study_hash, order.code_hash, "0" * 64, order.lock)
+    shutil.copy(world.study_folder / "study.toml", study)
+    with pytest.raises(RefusedError, match="must give the plan 000000000000 that was asked for"):
+        world.ask(world.command, "scientist", other)
+    assert not (world.home / "runs").exists() or not list((world.home / "runs").iterdir())
+
+
+def test_a_revoked_site_is_asked_no_more(world):
+    def spoil(name, at, message):
+        if at == 0 and message.round_number == 2 and name == "a" and not revoked:
+            revoked.append(world.propose("operator", RevokeKey(key=world.keys["e"].card.key_id, reason="stolen")))
+            world.approve(revoked[0], "officer")
+        return message
+
+    revoked = []
+    world.wires.spoil = spoil
+    told = world.go()
+    assert told.rounds == 4, told
+    assert max(at for name, at, _ in world.sent if name == "e") <= 2
+
+
+@pytest.mark.slow
+def test_a_run_that_an_owner_stopped_ends(world):
+    def spoil(name, at, message):
+        if at == 0 and message.round_number == 2 and name == "a" and not stopped:
+            stopped.append(world.propose("owner-a", StopRun(run=world.run)))
+        return message
+
+    stopped = []
+    world.wires.spoil = spoil
+    told = world.go()
+    assert told.state == "ended"
+    assert "must not be stopped by anybody who may" in told.words
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_puts_its_home_back_gets_no_session(world, tmp_path):
+    def spoil(name, at, message):
+        if (name, at, message.round_number) == ("a", 0, 2):
+            shutil.copytree(world.home, tmp_path / "yesterday")
+        if (name, at, message.round_number) == ("a", 0, 3):
+            world.ask(world.command, "officer", HaltRun(world.run))
+        return message
+
+    world.wires.spoil = spoil
+    assert world.go().state == "interrupted"
+    world.coordinating.close()
+    world.let_go()
+    shutil.rmtree(world.home)
+    shutil.copytree(tmp_path / "yesterday", world.home)
+    run, sent = world.run, len(world.sent)
+    world.start()
+    world.ask(world.command, "operator", ResumeRun(run))
+    told = world.ended(world.command, run)
+    assert told.state == "interrupted", told
+    assert "waits for" in told.words
+    assert len(world.sent) == sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recovery", ["ask", "charge"])
+def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_part(world, tmp_path, recovery):
+    def spoil(name, at, message):
+        if (name, at) == ("c", 0) and message.round_number in {2, 4} and message.round_number not in done:
+            done.append(message.round_number)
+            world.hosts["c"].close()
+            if message.round_number == 4:
+                shutil.rmtree(world.site("c"))
+            shutil.copytree(*places[:: 1 if message.round_number == 2 else -1])
+            world.hosts["c"] = world.host("c")
+            world.wires.numbers["c"] += 1
+            return None
+        return message
+
+    file = world.site("c") / "site.toml"
+    file.write_text(file.read_text().replace("[policy]", f'recovery = "{recovery}"\n[policy]'))
+    done, places = [], (world.site("c"), tmp_path / "backup")
+    world.wires.spoil = spoil
+    assert world.go().state == "finished"
+    assert done == [2, 4]
+    before = {one for one in world.sent if one[0] == "c"}
+    if recovery == "ask":
+        assert world.go().state == "finished"
+        assert {one for one in world.sent if one[0] == "c"} == before
+        assert any("must remember every attempt of its runs" in line["error"] for line in world.refusals("c"))
+        world.hosts["c"]._folder.ask_recovery()
+    del world.sent[:]
+    assert world.go().state == "finished"
+    assert ("c", 2, 1) in world.sent
+    charged = {mark[1:] for mark in world.hosts["c"]._memory.charges}
+    assert {(1, 1), (2, 1), (3, 1)} <= charged
+
+
+# --- what strangers may send
+
+
+BYTES = st.one_of(
+    st.binary(max_size=64),
+    st.builds(lambda data: encode_message(LogShown(data)), st.binary(max_size=64)),
+    st.builds(
+        lambda run, number, payload: encode_message(
+            RoundContinued(run=run, plan_hash="", round_number=number, attempt=1, payload=payload)
+        ),
+        st.text(max_size=8),
+        st.integers(-1, 2**40),
+        st.binary(max_size=64),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def one_host(tmp_path_factory):
+    made = deployment.Deployment(tmp_path_factory.mktemp("one"))
+    made.let_go()
+    host = made.host("a")
+    yield host
+    host.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(BYTES)
+@example(b"")
+def test_whatever_comes_a_host_answers_a_code_and_charges_nothing(one_host, data):
+    answer = decode_message(one_host.answer(data))
+    assert isinstance(answer, Refused)
+    assert answer.code in {"message", "round", "log", "policy"}
+    assert not one_host._memory.charges
+
+
+def test_offers_say_who_holds_the_study_and_who_does_not(world):
+    shutil.rmtree(world.site("d") / "studies")
+    study = hubbub.load_study(world.study_folder)
+    order = OfferStudy(study.settings.approved_hash(), study.code_hash)
+    offers = world.ask(world.command, "scientist", order).offers
+    assert {offer.participant: offer.refused for offer in offers} == dict.fromkeys("abce", "") | {"d": "code"}
+    assert {offer.slots for offer in offers if not offer.refused} == {20}

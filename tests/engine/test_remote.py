@@ -16,7 +16,7 @@ from hubbub.governance import Federation, decide, new_keys, propose, read
 from hubbub.governance.acts import FoundFederation, OpenIncident
 from hubbub.governance.certificates import make_request, read_request
 from hubbub.governance.roles import packaged
-from hubbub.tlog import Signer, Store, sign_checkpoint
+from hubbub.tlog import Checkpoint, Note, Signer, Store, sign_checkpoint
 from hubbub.tlog.checkpoint import parse_checkpoint
 from hubbub.tlog.keys import ED25519
 from hubbub.tlog.note import parse_note
@@ -300,6 +300,14 @@ def test_a_head_of_another_key_is_refused(founded, reader):
     refused(reader, "must show its log as its key signed it, found a head that its key did not sign")
     renamed = Signer("hubbub.local/other", ED25519, founded.key.seed)
     founded.lie = showing(founded.log.store, renamed)
+    refused(reader, "found a head that its key did not sign")
+
+
+def test_a_head_of_another_log_under_the_same_key_is_refused(founded, reader):
+    store, key = founded.log.store, founded.key
+    text = str(Checkpoint("hubbub.local/other", store.size, store.root()))
+    head = bytes(Note(text, (key.sign(text),)))
+    founded.lie = lambda _command, part: LogPart(head, part.start, part.entries, is_last=True)
     refused(reader, "found a head that its key did not sign")
 
 

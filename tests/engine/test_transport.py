@@ -34,7 +34,7 @@ def test_everybody_answers_its_own_question(carrier):
     names = [f"site-{number}" for number in range(8)]
     for name in names:
         carrier.join(name, lambda question, name=name: name.encode() + question)
-    assert set(carrier.transport.sites()) == set(names)
+    assert carrier.there() == set(names)
     questions = {name: f" is {number}".encode() for number, name in enumerate(names[1:])}
     answers = {name: bytes(reply) for name, reply in carrier.transport.ask(questions, seconds=5)}
     assert answers == {name: name.encode() + question for name, question in questions.items()}
@@ -121,6 +121,17 @@ def test_an_answer_lost_on_the_wire_is_given_again_without_asking_the_participan
     carrier.join("north", answer, line.address)
     assert [len(reply) for _, reply in carrier.transport.ask({"north": b"x"}, seconds=5)] == [3_000_000]
     assert seen == [b"x"]
+
+
+@hosts
+def test_whoever_comes_back_has_another_number(carrier, carriers, wire):
+    line = wire(carrier.transport.port)
+    carrier.join("north", echo, line.address)
+    carrier.join("south", echo)
+    before = dict(carrier.transport.sites())
+    line.cut()
+    carriers.until(lambda: carrier.transport.sites().get("north", before["north"]) != before["north"])
+    assert carrier.transport.sites()["south"] == before["south"]
 
 
 @hosts
@@ -261,7 +272,7 @@ def test_who_is_struck_from_the_roster_is_gone_at_once_when_asked_for(carrier):
     carrier.join("north", echo)
     carrier.join("south", echo)
     carrier.strike("north")
-    assert carrier.transport.sites() == {"south"}
+    assert carrier.there() == {"south"}
 
 
 @hosts

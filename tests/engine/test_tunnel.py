@@ -15,8 +15,8 @@ from hubbub.engine.flare.tunnel import CHUNK, Tunnel
 OPEN, DATA, END, BEAT = range(4)
 
 
-def message(kind, name=b"12345678", data=b""):
-    return struct.pack(">8sB", name, kind) + data
+def message(kind, name=b"12345678", data=b"", number=0):
+    return struct.pack(">8sBQ", name, kind, number) + data
 
 
 def until(condition):
@@ -39,8 +39,8 @@ class Pair:
 
     def __init__(self):
         self.far_sockets, self.near_sockets, self.is_up, self.taken = [], [], True, []
-        self.near = Tunnel(lambda one: self._pass(one, self.far))
-        self.far = Tunnel(lambda one: self._pass(one, self.near), self._connect)
+        self.near = Tunnel(lambda one, _: self._pass(one, self.far))
+        self.far = Tunnel(lambda one, _: self._pass(one, self.near), self._connect)
 
     def _pass(self, one, end):
         if not self.is_up:
@@ -73,10 +73,10 @@ def pair():
     made.far.close()
     for local in made.near_sockets + made.far_sockets:
         local.close()
-    until(lambda: "hubbub-tunnel" not in [thread.name for thread in threading.enumerate()])
+    until(lambda: not [thread for thread in threading.enumerate() if "hubbub-tunnel" in thread.name])
 
 
-@pytest.mark.parametrize("size", [1, CHUNK, 5 * CHUNK + 7])
+@pytest.mark.parametrize("size", [1, CHUNK, 50 * CHUNK + 7])
 def test_bytes_come_out_as_they_went_in_both_ways(pair, size):
     local, remote = pair.both()
     for source, target in ((local, remote), (remote, local)):
@@ -106,7 +106,7 @@ def test_who_closes_closes_both_ends(pair, closes_near):
     closing.sendall(b"the last words")
     closing.close()
     assert read(other) == b"the last words"
-    until(lambda: not pair.near._sockets and not pair.far._sockets)
+    until(lambda: not pair.near._connections and not pair.far._connections)
 
 
 def test_a_receiver_that_does_not_read_makes_the_sender_wait(pair):
@@ -114,7 +114,7 @@ def test_a_receiver_that_does_not_read_makes_the_sender_wait(pair):
     local.settimeout(0.3)
     with pytest.raises(TimeoutError):
         local.sendall(bytes(200 * CHUNK))
-    assert pair.taken.count(DATA) < 20
+    assert pair.taken.count(DATA) < 20 + tunnel.WINDOW
     remote.close()
 
 
@@ -137,32 +137,55 @@ def test_a_connection_that_nobody_takes_is_closed(pair):
 
     pair.far._connect = refused
     assert read(pair.open()) == b""
-    assert not pair.near._sockets
+    assert not pair.near._connections
 
 
 def test_an_end_takes_no_more_connections_than_its_limit(pair):
     locals_ = [pair.open() for _ in range(tunnel._MOST)]
-    until(lambda: len(pair.far._sockets) == tunnel._MOST)
+    until(lambda: len(pair.far._connections) == tunnel._MOST)
     assert read(pair.open()) == b""
     assert not pair.far.take(message(OPEN))
     locals_[0].close()
-    until(lambda: len(pair.far._sockets) == tunnel._MOST - 1)
+    until(lambda: len(pair.far._connections) == tunnel._MOST - 1)
     assert pair.far.take(message(OPEN))
+
+
+def test_messages_that_overtake_each_other_wait_for_their_turn(pair):
+    assert pair.far.take(message(OPEN))
+    late = [(message(DATA, data=b"b", number=1)), message(END, number=3), message(DATA, data=b"c", number=2)]
+    waiting = [threading.Thread(target=pair.far.take, args=(one,)) for one in late]
+    for thread in waiting:
+        thread.start()
+    assert pair.far.take(message(DATA, data=b"a"))
+    for thread in waiting:
+        thread.join()
+    assert read(pair.far_sockets[0]) == b"abc"
+    assert not pair.far._connections
+
+
+def test_a_message_whose_turn_never_comes_closes_the_connection(pair, monkeypatch):
+    monkeypatch.setattr(tunnel, "_DELIVERY", 0.1)
+    assert pair.far.take(message(OPEN))
+    assert not pair.far.take(message(DATA, data=b"b", number=1))
+    assert read(pair.far_sockets[0]) == b""
+    assert pair.far.take(message(OPEN))
+    assert pair.far.take(message(DATA, data=b"a"))
+    assert not pair.far.take(message(DATA, data=b"a"))
 
 
 def test_a_connection_is_opened_once(pair):
     assert pair.far.take(message(OPEN))
     assert not pair.far.take(message(OPEN))
-    assert len(pair.far._sockets) == 1
+    assert len(pair.far._connections) == 1
 
 
 @pytest.mark.parametrize(
     ("data", "is_taken"),
-    [(b"", False), (b"1234567", False), (message(DATA, data=b"?"), False), (message(END), True), (message(99), True)],
+    [(b"", False), (b"1234567", False), (message(DATA, data=b"?"), False), (message(END), False), (message(99), False)],
 )
 def test_a_message_of_no_connection_changes_nothing(pair, data, is_taken):
     assert pair.far.take(data) is is_taken
-    assert not pair.far._sockets
+    assert not pair.far._connections
     assert not pair.far_sockets
 
 
@@ -195,7 +218,7 @@ def test_silence_counts_from_the_last_sign_of_life(pair, monkeypatch):
 
 
 def test_never_heard_is_lost_at_last(monkeypatch):
-    alone = Tunnel(lambda _: False)
+    alone = Tunnel(lambda *_: False)
     alone.beat()
     assert not alone.is_lost
     later = time.monotonic() + tunnel._BEGIN + 1

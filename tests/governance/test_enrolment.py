@@ -194,6 +194,15 @@ def test_a_pipe_that_two_founders_claim_is_nobodys(world, made_keys):
     assert world.state.holder_of_transport(victim.transport) is None
 
 
+@pytest.mark.parametrize("use", ["protocol", "witness", "transport"])
+def test_two_founders_never_share_a_key(world, use):
+    first, second = world.keys["officer"], world.keys["operator"].card
+    card = msgspec.structs.replace(first.card, **{use: getattr(second, use)})
+    card = msgspec.structs.replace(card, signature=first.identity.sign(card.message).hex())
+    with pytest.raises(RefusedError, match="must name each holder and each key once, found one twice"):
+        world.propose("operator", world.founding(cards=(card, second)))
+
+
 def test_a_transport_key_is_on_one_card(founded, made_keys):
     """Whoever enrols with another's transport key would be taken for them."""
     thief = made_keys("eve", "lab", "auditor")
@@ -229,6 +238,14 @@ def test_anothers_membership_is_refused(founded, other):
     stolen = membership(founded.keys["node-1"], founded.state)
     with pytest.raises(InputError, match=f"membership of node-1, must be of {other} and its transport key"):
         client_credentials(founded.keys[other], stolen, now=NOW)
+
+
+def test_a_membership_of_the_same_holders_older_key_is_refused(founded, made_keys):
+    old = membership(founded.keys["node-1"], founded.state)
+    with pytest.raises(
+        InputError, match="membership of node-1, must be of node-1 and its transport key, found another"
+    ):
+        client_credentials(made_keys("node-1", "clinic-1", "node", version="b"), old, now=NOW)
 
 
 def test_a_membership_that_is_over_is_refused(founded):

@@ -7,7 +7,7 @@ from sklearn.linear_model import SGDClassifier
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.errors import CodeError
 from hubbub.local.arrays import ArrayModel
-from hubbub.local.layout import make_rng
+from hubbub.local.seeds import make_rng
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.config import Training

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hubbub.errors import CodeError
-from hubbub.local.layout import make_rng
+from hubbub.local.seeds import shuffled
 from hubbub.local.torch_model import TorchModel
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.config import Training
@@ -214,10 +214,8 @@ def test_local_training_is_plain_sgd_over_the_real_records(epochs, batch_size):
     torch.manual_seed(0)
     reference = mlp()
     optimiser = torch.optim.SGD(reference.parameters(), lr=0.1)
-    rng = make_rng(bytes([5]) * 32)
-    rng.integers(2**63)  # the seed of layers that draw
-    for _ in range(epochs):
-        order = rng.permutation(np.flatnonzero(records.is_real))
+    for epoch in range(epochs):
+        order = shuffled(np.flatnonzero(records.is_real), bytes([5]) * 32, epoch)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             optimiser.zero_grad()

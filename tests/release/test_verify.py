@@ -1,5 +1,6 @@
 """A bundle is believed whole or not at all."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from hubbub.events import (
     encode_event,
 )
 from hubbub.randomness import SeededRandomness
+from hubbub.release.bundle import as_json
 from hubbub.tlog import Store, sign_checkpoint, tiles
 
 replace = msgspec.structs.replace
@@ -294,6 +296,84 @@ def test_an_operator_that_forges_the_log_is_found_out(released, tmp_path, name):
     change, words = FORGERIES[name]
     forge(released, relog(tmp_path / "home", tmp_path / "other", change))
     with pytest.raises(VerificationError, match=words):
+        verify(released)
+
+
+def deep(levels=100_000):
+    return b'{"@":' * levels + b"1" + b"}" * levels
+
+
+def tampered(bundle, home, name, content):
+    """A releaser that logs the hash of what it made up, and signs all of it."""
+    digest = hashlib.sha256(content).hexdigest()
+
+    def change(events):
+        is_claim = name == "claim.json"
+        return [
+            replace(event, claim_hash=digest) if isinstance(event, ModelReleased) and is_claim else event
+            for event in events
+        ]
+
+    def edit(folder):
+        relog(home, home / f"other-{digest[:8]}", change)(folder)
+        (folder / name).write_bytes(content)
+
+    forge(bundle, edit)
+
+
+@pytest.mark.parametrize("name", ["claim.json", "plan.json", "study.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"format": 1e999}',
+        deep(),
+        b"[" * 100_000,
+        b'{"a": "\\ud800"}',
+        b" " * 1_000,
+    ],
+    ids=["empty", "object", "list", "null", "no text", "infinity", "deep", "open", "half a sign", "blanks"],
+)
+def test_documents_that_nobody_can_read_are_refused(released, tmp_path, name, content):
+    tampered(released, tmp_path / "home", name, content)
+    with pytest.raises(VerificationError, match="this release is not verified"):
+        verify(released)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("study.json", ("lock", "slots", "a"), 10**400),
+        ("study.json", ("lock", "slots", "a"), -1),
+        ("study.json", ("lock", "parameters"), 0),
+        ("study.json", ("settings", "privacy", "epsilon"), 1e-300),
+        ("study.json", ("settings", "training", "rounds"), 10**12),
+        ("plan.json", ("rounds",), 0),
+        ("plan.json", ("inflation",), -1e6),
+        ("plan.json", ("noise_multiplier",), 0),
+        ("plan.json", ("dp_event",), {"@": "NoOpDpEvent"}),
+        ("plan.json", ("dp_event",), {}),
+        ("plan.json", ("epsilon_after_round",), []),
+        ("claim.json", ("certifiable",), False),
+        ("claim.json", ("epsilon_spent",), 1e-9),
+        ("claim.json", ("lifetime", "epsilon_spent"), 0.0),
+        ("claim.json", ("sentence",), "\u001b[32mverified"),
+        ("claim.json", ("run",), "another"),
+    ],
+)
+def test_documents_with_made_up_values_are_refused(released, tmp_path, name, place, value):
+    document = json.loads((released / name).read_bytes())
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    content = json.dumps(document, indent=1).encode() if isinstance(value, int) and value > 2**63 else as_json(document)
+    tampered(released, tmp_path / "home", name, content)
+    with pytest.raises(VerificationError, match="this release is not verified"):
         verify(released)
 
 

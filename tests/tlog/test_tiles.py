@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hubbub.errors import InputError
+from hubbub.errors import InputError, VerificationError
 from hubbub.tlog import merkle
-from hubbub.tlog.tiles import export, tile_path
+from hubbub.tlog.tiles import export, read_export, tile_path
 
 
 def files(folder):
@@ -77,6 +77,45 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, store, head):
     log = store(3)
     with pytest.raises(InputError, match="must be a file that can be written"):
         export(log, head(log), tmp_path / "x")
+
+
+@pytest.mark.parametrize("size", [0, 1, 256, 300])
+def test_an_exported_log_is_read_back_whole(tmp_path, store, head, body, size):
+    log = store(size)
+    export(log, head(log), tmp_path / "x")
+    note, bodies = read_export(tmp_path / "x")
+    assert (bytes(note), bodies) == (bytes(head(log)), [body(number) for number in range(size)])
+
+
+def test_every_changed_byte_of_an_exported_log_is_seen(tmp_path, store, head):
+    log = store(3)
+    folder = tmp_path / "x"
+    export(log, head(log), folder)
+    for path in (path for path in folder.rglob("*") if path.is_file() and path.name != "checkpoint"):
+        content = path.read_bytes()
+        for place in range(len(content)):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(VerificationError):
+                read_export(folder)
+        for other in (b"", content[:-1], content + b"\0"):
+            path.write_bytes(other)
+            with pytest.raises(VerificationError, match="must hold a log as it was exported, found"):
+                read_export(folder)
+        path.write_bytes(content)
+    assert len(read_export(folder)[1]) == 3
+
+
+def test_a_file_less_or_more_in_an_exported_log_is_seen(tmp_path, store, head):
+    log = store(3)
+    folder = tmp_path / "x"
+    export(log, head(log), folder)
+    (folder / "tile/0/extra").write_bytes(b"")
+    with pytest.raises(VerificationError, match="found other entries, hashes or files"):
+        read_export(folder)
+    (folder / "tile/0/extra").unlink()
+    (folder / "checkpoint").unlink()
+    with pytest.raises(VerificationError):
+        read_export(folder)
 
 
 def go(*arguments, cache):

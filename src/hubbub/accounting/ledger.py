@@ -231,8 +231,14 @@ def _sandbox_grants(accounts: Accounts, reserved: BudgetReserved, delta: float |
     return [msgspec.structs.replace(pattern, dataset=dataset) for dataset in missing]
 
 
-def admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
+def admit(accounts: Accounts, reserved: BudgetReserved, home: str, *, compose: bool = True) -> None:
     """Refuse unless every dataset has room for the whole schedule; equal accounts are composed once.
+
+    Args:
+        accounts: As they are before.
+        reserved: What is to be set aside.
+        home: Where a person would ask for more.
+        compose: False checks all but what needs an accountant: that there is a budget, for this unit and plan.
 
     Raises:
         BudgetError: One has not; nothing trained, nothing spent.
@@ -244,41 +250,48 @@ def admit(accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
             continue  # a run without noise on a sandbox: recorded, and no claim is made for it
         if grant is None:
             raise _no_budget(dataset, reserved)
-        if grant.unit != reserved.unit:
-            raise BudgetError(
-                f"{dataset}, has a budget for unit = {grant.unit!r}, this study protects unit = {reserved.unit!r}; "
-                "nothing trained, nothing spent",
-                hint=f"unit = {grant.unit!r} in study.toml",
-            )
-        if grant.kind == "unbounded":
-            continue  # whoever approves a study decides alone
-        if not is_private(reserved):
-            raise BudgetError(
-                f"{dataset}, has a budget of epsilon {grant.epsilon:g}, this study adds no noise; "
-                "nothing trained, nothing spent",
-                hint='noise = "server", or work on data without a budget',
-            )
-        if grant.kind == "gaussian" and math.isinf(composed(grant, [(reserved, 1)])):
-            raise BudgetError(
-                f"{dataset}, has a budget for Gaussian noise without sampling, found a study that samples; "
-                "nothing trained, nothing spent",
-                hint='examples = "everything" in study.toml, or a dataset with another kind of budget',
-            )
-        if (key := accounts.key(dataset)) not in known:
+        _check_fits(grant, reserved)
+        if grant.kind == "schedule":
+            _check_listed(grant, accounts.uses(dataset), reserved)
+        if compose and (key := accounts.key(dataset)) not in known:
             _admit_one(grant, accounts.uses(dataset), reserved, home)
             known.add(key)
 
 
+def _check_fits(grant: BudgetGranted, reserved: BudgetReserved) -> None:
+    """Refuse a run that protects other units than the budget does, or nobody."""
+    if grant.unit != reserved.unit:
+        raise BudgetError(
+            f"{grant.dataset}, has a budget for unit = {grant.unit!r}, this study protects unit = {reserved.unit!r}; "
+            "nothing trained, nothing spent",
+            hint=f"unit = {grant.unit!r} in study.toml",
+        )
+    if not is_private(reserved):
+        raise BudgetError(
+            f"{grant.dataset}, has a budget of epsilon {grant.epsilon:g}, this study adds no noise; "
+            "nothing trained, nothing spent",
+            hint='noise = "server", or work on data without a budget',
+        )
+
+
+def _check_listed(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) -> None:
+    used = sum(use.plan_hash == reserved.plan_hash for use, _ in uses)
+    if used >= grant.plan_hashes.count(reserved.plan_hash):
+        raise BudgetError(
+            f"{grant.dataset}, admits its listed plans only, found plan {reserved.plan_hash[:12]} "
+            f"listed {grant.plan_hashes.count(reserved.plan_hash)} times and run {used} times; "
+            "nothing trained, nothing spent",
+            hint="a schedule is fixed in advance; other plans need another dataset's budget",
+        )
+
+
 def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, home: str) -> None:
-    if grant.kind == "schedule":
-        used = sum(use.plan_hash == reserved.plan_hash for use, _ in uses)
-        if used >= grant.plan_hashes.count(reserved.plan_hash):
-            raise BudgetError(
-                f"{grant.dataset}, admits its listed plans only, found plan {reserved.plan_hash[:12]} "
-                f"listed {grant.plan_hashes.count(reserved.plan_hash)} times and run {used} times; "
-                "nothing trained, nothing spent",
-                hint="a schedule is fixed in advance; other plans need another dataset's budget",
-            )
+    if grant.kind == "gaussian" and math.isinf(composed(grant, [(reserved, 1)])):
+        raise BudgetError(
+            f"{grant.dataset}, has a budget for Gaussian noise without sampling, found a study that samples; "
+            "nothing trained, nothing spent",
+            hint='examples = "everything" in study.toml, or a dataset with another kind of budget',
+        )
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
         who = grant.dataset if len(reserved.datasets) == 1 else "'*'"

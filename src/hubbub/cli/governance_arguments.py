@@ -10,6 +10,9 @@ Add = Callable[..., ArgumentParser]
 Group = Callable[[str, str], Any]
 """Makes a group of commands: name, summary."""
 
+PURPOSES = (
+    "research", "care", "quality", "public-health", "statistics", "education", "fraud-prevention", "security", "product"
+)  # fmt: skip
 ROLES = ("data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node")
 
 
@@ -59,7 +62,10 @@ def _add_federation(actions: Any, add: Add) -> None:
 def _add_dataset(actions: Any, add: Add) -> None:
     register = add(actions, "register", "ask that a dataset of yours is known", "dataset_register")
     register.add_argument("participant", metavar="PARTICIPANT", help="name of your node that holds it")
-    register.add_argument("--purpose", action="append", required=True, help="what it may be used for; again for more")
+    uses = ", ".join(PURPOSES)
+    register.add_argument(
+        "--purpose", action="append", required=True, help=f"what it may be used for; again for more: {uses}"
+    )
     register.add_argument(
         "--retention", metavar="DAY", type=dt.date.fromisoformat, required=True, help="last day of its life, YYYY-MM-DD"
     )

@@ -24,8 +24,8 @@ from hubbub.coordinator.sums import MakeSum, SecureSum, Sum
 from hubbub.engine.cosign import Cosigners
 from hubbub.engine.home import Receipts
 from hubbub.engine.record import Record, events_of
-from hubbub.engine.running import Running, Secagg
-from hubbub.engine.transport import Transport
+from hubbub.engine.running import Hosts, Running, Secagg
+from hubbub.engine.transport import Reply, Transport
 from hubbub.errors import HubbubError, RefusedError, WaitingError
 from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
 from hubbub.governance import Federation, witness_policy
@@ -33,6 +33,7 @@ from hubbub.messages import (
     Contribution,
     Done,
     LogShown,
+    Message,
     Refused,
     RunOffered,
     decode_message,
@@ -51,6 +52,8 @@ _log = logging.getLogger("hubbub.coordinator")
 TRAINED = 2
 """The stage after which a participant trains: shares are delivered, masked vectors come back."""
 SESSIONS = "sessions"
+AGAIN = 10.0
+"""Seconds after which whoever refused a run is offered it again: its owner may have changed its policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ class SitesAway:
         evidence: Of the machine that this runs on; empty if there is none.
     """
 
+    hosts: Hosts = "own"
+
     def __init__(
         self, transport: Transport, key: SigningKey, receipts: Receipts, deadlines: Deadlines, evidence: bytes = b""
     ) -> None:
@@ -88,7 +93,7 @@ class SitesAway:
         self._deadlines = deadlines
         self._evidence = evidence
         self._joined: dict[str, int] = {}
-        self._refused: dict[str, int] = {}
+        self._refused: dict[str, tuple[int, float]] = {}
         self._is_halted = threading.Event()
 
     def halt(self) -> None:
@@ -230,8 +235,9 @@ class SitesAway:
 
     def _offer(self, round_number: int) -> None:
         """Offer the run to participants that came, or came back, since."""
-        sites, running = self._transport.sites(), self._running
-        known = self._joined | self._refused
+        sites, running, now = self._transport.sites(), self._running, time.monotonic()
+        waiting = {name: at for name, (at, until) in self._refused.items() if now < until}
+        known = self._joined | waiting
         new = {name: at for name, at in sites.items() if name in running.plan.slots and known.get(name) != at}
         if not new:
             return
@@ -247,11 +253,11 @@ class SitesAway:
         )
         asked = dict.fromkeys(self._show(new), encode_message(offer))
         for name, reply in self._transport.ask(asked, seconds=self._deadlines.training):
-            message = _read(reply)
+            message = read_reply(reply)
             if isinstance(message, Done):
                 self._joined[name] = new[name]
             elif isinstance(message, Refused):
-                self._refused[name] = new[name]
+                self._refused[name] = (new[name], time.monotonic() + AGAIN)
                 self._note_refusal(name, round_number, message.code)
 
     def _show(self, names: Collection[str]) -> set[str]:
@@ -263,7 +269,7 @@ class SitesAway:
             entries = tuple(store.entries(start, size))
             opening = Opening(bytes(self._head), start, entries, self._receipts.of(name))
             asked[name] = encode_message(LogShown(opening.encode()))
-        replies = {name: _read(reply) for name, reply in self._transport.ask(asked, seconds=self._deadlines.stage)}
+        replies = {name: read_reply(reply) for name, reply in self._transport.ask(asked, seconds=self._deadlines.stage)}
         for name, message in replies.items():
             if isinstance(message, Refused):
                 self._note_refusal(name, 0, message.code)
@@ -320,7 +326,8 @@ class SitesAway:
         return [msgspec.json.decode(line, type=tuple[int, int, str]) for line in lines if line.endswith("\n")]
 
 
-def _read(reply: bytes | memoryview) -> object:
+def read_reply(reply: Reply) -> Message | None:
+    """What a participant answered; None if it is no message."""
     try:
         return decode_message(reply)
     except HubbubError:

@@ -13,14 +13,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from hubbub.engine.answering import Handlers, answer, log_handlers
-from hubbub.engine.away import Deadlines, SitesAway
+from hubbub.engine.away import Deadlines, SitesAway, read_reply
 from hubbub.engine.commands import (
+    Answer,
     Done,
     HaltRun,
     Offer,
@@ -42,7 +46,7 @@ from hubbub.engine.transport import InProcess, Transport
 from hubbub.errors import HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
-from hubbub.messages import Refused, StudyHeld, StudyOffered, decode_message, encode_message
+from hubbub.messages import Refused, StudyHeld, StudyOffered, encode_message
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness
 from hubbub.release.bundle import StudyFacts
@@ -50,8 +54,13 @@ from hubbub.study import Lock, Study, load_study
 from hubbub.study.store import find_study
 
 _log = logging.getLogger("hubbub.coordinator")
+Order = TypeVar("Order")
 
 STUDIES, RUNS = "studies", "runs"
+REQUESTERS = frozenset({"data-scientist", "operator"})
+"""Roles that may have something run that is approved."""
+STOPPERS = frozenset({"data-owner", "privacy-officer", "operator"})
+"""Roles that may have a run halted."""
 ATTESTATION = "attestation"
 """File in a home: evidence of the machine, as `governance.attestation` reads it."""
 
@@ -90,11 +99,11 @@ class Coordinating:
         self._handlers: Handlers = {
             **log_handlers(self._logs[0], self._log_key, clock),
             **status_handlers(self, self._logs[1]),
-            OfferStudy: self._offer,
-            SubmitStudy: self._submit,
-            ResumeRun: self._resume,
-            HaltRun: self._halt,
-            ReleaseRun: self._release,
+            OfferStudy: self._only(REQUESTERS, self._offer),
+            SubmitStudy: self._only(REQUESTERS, self._submit),
+            ResumeRun: self._only(REQUESTERS, self._resume),
+            ReleaseRun: self._only(REQUESTERS, self._release),
+            HaltRun: self._only(STOPPERS, self._halt),
         }
 
     # --- what a carrier calls ---
@@ -113,11 +122,18 @@ class Coordinating:
         """Answer what somebody enrolled asks; never raises."""
         return answer(data, name, self._handlers)
 
-    def close(self) -> None:
-        """Interrupt the run that goes on, after its attempt, and close the files."""
+    def close(self, seconds: float = 20.0) -> None:
+        """Interrupt the run that goes on, let go of everybody, and close the files.
+
+        Args:
+            seconds: For the attempt that goes on; then it is given up, and tried again when the run is resumed.
+        """
         current = self._current
         if current is not None:
             current.sites.halt()
+            current.thread.join(seconds)
+        self._transport.close()
+        if current is not None:
             current.thread.join()
         for log in self._logs:
             log.close()
@@ -148,16 +164,41 @@ class Coordinating:
 
     # --- orders ---
 
+    def _only(self, roles: AbstractSet[str], handle: Callable[[Order, str], Answer]) -> Callable[[Order, str], Answer]:
+        """Take an order of holders of these roles only."""
+
+        def checked(order: Order, name: str) -> Answer:
+            with self._roster_turn:
+                role = {card.name: card.role for card in self._logs[2].fold(Federation).in_force()}.get(name)
+            if role not in roles:
+                raise RefusedError(
+                    f"{name}, must be {' or '.join(sorted(roles))} to ask for this, found {role}; nothing done",
+                    hint="ask one of them",
+                )
+            return handle(order, name)
+
+        return checked
+
+    def go_on(self, run: str) -> None:
+        """Resume a run, as its operator who starts this process.
+
+        Raises:
+            HubbubError: As `resume`.
+        """
+        self._resume(ResumeRun(run), "")
+
     def _offer(self, order: OfferStudy, _name: str) -> StudyOffers:
         question = encode_message(StudyOffered(study_hash=order.study_hash, code_hash=order.code_hash))
-        asked = dict.fromkeys(self.transport.sites(), question)
         offers: list[Offer] = []
-        for name, reply in self.transport.ask(asked, seconds=self._deadlines.training):
-            message = decode_message(reply)
-            if isinstance(message, StudyHeld):
-                offers.append(Offer(name, message.slots, message.data_commitment, message.parameters))
-            elif isinstance(message, Refused):
-                offers.append(Offer(name, 0, "", 0, message.code))
+        with self._turn:
+            self._check_free()
+            asked = dict.fromkeys(self.transport.sites(), question)
+            for name, reply in self.transport.ask(asked, seconds=self._deadlines.training):
+                message = read_reply(reply)
+                if isinstance(message, StudyHeld):
+                    offers.append(Offer(name, message.slots, message.data_commitment, message.parameters))
+                else:
+                    offers.append(Offer(name, 0, "", 0, message.code if isinstance(message, Refused) else "answer"))
         return StudyOffers(tuple(sorted(offers, key=lambda offer: offer.participant)))
 
     def _submit(self, order: SubmitStudy, _name: str) -> Started:
@@ -197,12 +238,10 @@ class Coordinating:
 
     def _release(self, order: ReleaseRun, _name: str) -> Done:
         folder = self.folder(order.run)
-        log = open_log(self.home)
-        try:
+        with self._turn, closing(open_log(self.home)) as log:
+            self._check_free()
             if not (folder.path / BUNDLE).exists():
                 release_run(folder.path, cosign=Cosigners(self.transport, log.store).cosign)
-        finally:
-            log.close()
         return Done()
 
     # --- one run ---

@@ -23,7 +23,7 @@ from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.home import home_folder, open_log, open_log_key, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
-from hubbub.engine.running import Running, RunResult, Secagg
+from hubbub.engine.running import Hosts, Running, RunResult, Secagg
 from hubbub.engine.workers import Alone, Pool, Workers
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
@@ -38,7 +38,7 @@ from hubbub.participant.records import Work
 from hubbub.participant.site import Charge
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
-from hubbub.study import Study, load_study
+from hubbub.study import Study, load_study, made_up
 from hubbub.tlog import Signer
 
 FORMAT = 1
@@ -200,6 +200,8 @@ class SitesHere:
         prepared: The study, with everybody's slots.
     """
 
+    hosts: Hosts = "one"
+
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._sites: dict[str, Participant] = {}
@@ -241,7 +243,12 @@ class SitesHere:
         settings = self._prepared.study.settings
         records = {name: site.records for name, site in self._sites.items()}
         alone = Alone(records, self._prepared.learner, settings, length=running.plan.mechanism.length)
-        count = min(settings.speed.workers, running.plan.mechanism.participants.size(len(records)))
+        cohort = running.plan.mechanism.participants.size(len(records))
+        count = min(settings.speed.workers, cohort)
+        if running.noise_source == "os" and settings.privacy.unit == "client":
+            rows, example = sum(running.plan.slots.values()) // len(records), made_up(settings.data)
+            learner = self._prepared.learner
+            learner.rehearse(example, settings.training, participants=-(-cohort // count), rows=rows)
         if count == 1 or not running.randomness.is_apart_after_fork or not hasattr(os, "fork"):
             return alone
         return Pool(alone, count, in_child=running.folder.let_go)

@@ -35,8 +35,8 @@ class Transport(Protocol):
     def ask(self, messages: Mapping[str, bytes], *, seconds: float) -> Iterator[tuple[str, Reply]]:
         """Ask some participants, each its own question; yields (name, reply) as replies come.
 
-        Ends when all have answered, when the deadline has passed, or when nobody who has not answered is there
-        and none comes back within the carrier's grace.
+        Ends when all have answered or said that they will not, when the deadline has passed, or when nobody who has
+        not answered is there and none comes back within the carrier's grace.
 
         Args:
             messages: By name; a name that is not connected is waited for.

@@ -3,7 +3,9 @@
     learner.py      `Learner`: what training asks of a model, whatever its framework
     load.py         a study's model as a learner, after its self-tests
     layout.py       named arrays <-> one flat vector
+    seeds.py        the order of local batches
     torch_model.py  a PyTorch module as a learner: local SGD, evaluation, layers that are refused
+    stack.py        small models of many participants trained side by side, and how that is tried first
     gradients.py    per-example clipped gradient sums in microbatches of one fixed shape, and their self-test
     bookkeeping.py  the fast clipper: one batched pass per microbatch, for models of plain layers
     parts.py        what that clipper knows of layers: per-record norms and weighted sums

@@ -8,7 +8,8 @@ from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 
 from hubbub.errors import CodeError
-from hubbub.local.layout import Layout, make_rng
+from hubbub.local.layout import Layout
+from hubbub.local.seeds import make_rng
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.code import call, running
@@ -69,6 +70,9 @@ class ArrayModel:
         returned = call(self._code.train or dict, self.layout.unflatten(self._initial), _records(example), rng)
         self.layout.flatten(_named("train()", returned), "train()")
         self.evaluate(self._initial, example)
+
+    def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
+        """There is one way: the user's."""
 
     def updates(
         self,

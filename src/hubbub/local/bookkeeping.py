@@ -218,10 +218,10 @@ def _layers(module: nn.Module) -> dict[str, nn.Module] | None:
     if len(trained) != sum(value.requires_grad for value in module.parameters()):
         return None
     layers = {name: module.get_submodule(name) for name in dict.fromkeys(name.rpartition(".")[0] for name in trained)}
-    return layers if all(map(_is_plain, layers.values())) else None
+    return layers if all(map(is_plain, layers.values())) else None
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether a layer is of a supported kind and does what its class does: no subclass, hook or replaced method."""
     is_supported = LAYERS.get(type(layer))
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -242,7 +242,7 @@ def _recording(layers: Mapping[str, nn.Module]) -> Generator[dict[str, list[_See
 
         return call
 
-    # A forward hook does the same, at twice the price of a small layer. `_is_plain` has seen that nobody replaced it.
+    # A forward hook does the same, at twice the price of a small layer. `is_plain` has seen that nobody replaced it.
     for name, layer in layers.items():
         vars(layer)["forward"] = recorded(layer.forward, seen[name])
     try:

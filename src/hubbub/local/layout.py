@@ -1,4 +1,4 @@
-"""Named arrays as one flat vector, and back; and the generator that orders local batches."""
+"""Named arrays as one flat vector, and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,8 +54,3 @@ class Layout:
             name: piece.reshape(shape).copy()
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
-
-
-def make_rng(seed: bytes) -> np.random.Generator:
-    """The generator of one participant's training in one round."""
-    return np.random.default_rng(int.from_bytes(seed, "little"))

@@ -30,6 +30,19 @@ class Learner(Protocol):
         """Check on made-up records of these shapes that the model can be trained as its unit asks."""
         ...
 
+    def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
+        """Choose the fastest way to make updates, by timing on made-up records. Ways differ in last bits.
+
+        For runs that nobody can repeat, and after `self_test`.
+
+        Args:
+            example: Any participant's slots, for their shapes.
+            training: The algorithm and its rates.
+            participants: How many train in one process in a round.
+            rows: Records that each of them has, about.
+        """
+        ...
+
     def clipped_sums(
         self,
         parameters: Float32[np.ndarray, " params"],

@@ -1,6 +1,7 @@
 """A PyTorch module as a learner."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from hubbub.errors import CodeError
 from hubbub.local.gradients import Clipper, PerExample, choose, clipped_sums, made_up_rows
-from hubbub.local.layout import Layout, make_rng
+from hubbub.local.layout import Layout
+from hubbub.local.seeds import layer_seed, shuffled
+from hubbub.local.stack import MOST, Stack, is_right, logistic, made_up_slots, vectorised
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
 from hubbub.study.code import call, running
@@ -51,6 +54,8 @@ class TorchModel:
         self._views = self.views(self.flat)
         for value, view in zip(self.parameters, self._views, strict=True):
             value.data = view
+        self._is_default_loss = code.loss is None
+        self._stack: Stack | None = None
         self._moved = np.empty_like(self._initial)
         self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
 
@@ -88,9 +93,45 @@ class TorchModel:
                 self._clipper = choose(self.module, self.loss, example)
             else:
                 self._forgets(*made_up_rows(example))
+                self._stack = self._fit(logistic(self.module, self.layout) if self._is_default_loss else None, example)
             for name, value in self._state():
                 if name in self._untrained and not torch.equal(value, self._untrained[name]):
                     raise _memory(name)
+
+    def _fit(self, stack: Stack | None, example: Slots) -> Stack | None:
+        """A stack that was tried on made-up records, or None."""
+
+        def one_by_one(
+            everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]
+        ) -> list[Float32[np.ndarray, " params"]]:
+            pairs = zip(everyone, seeds, strict=True)
+            return [self._update(start, slots, training, seed).copy() for slots, seed in pairs]
+
+        start = self._initial + np.random.default_rng(0).normal(scale=0.1, size=self.dimension).astype(np.float32)
+        return stack if stack is not None and is_right(stack, start, example, one_by_one) else None
+
+    def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
+        """Train made-up participants one by one and stacked by vmap; whichever is faster is used from now on."""
+        together = min(participants, MOST)
+        if self._stack is not None or together == 1:
+            return
+        few = [made_up_slots(example, rows)] * min(together, 4)
+
+        def seconds() -> float:
+            started = time.perf_counter()
+            for _ in self.updates(self._initial, few, training, [bytes(32)] * len(few)):
+                pass
+            return time.perf_counter() - started
+
+        with torch.random.fork_rng():
+            self.module.train()
+            stack = self._fit(vectorised(self.module, self.loss, self.layout), example)
+            if stack is None:
+                return
+            alone = min(seconds() for _ in range(3)) * together / len(few)
+            self._stack = stack
+            if min(seconds() for _ in range(3)) > alone:  # a stack takes as long for few as for many
+                self._stack = None
 
     def _forgets(self, x: Tensor, y: Tensor) -> None:
         runs: list[tuple[Tensor, ...]] = []
@@ -129,14 +170,37 @@ class TorchModel:
             Deterministic in its arguments, one participant by one. Only ever sent after clipping: what it does
             inside one participant is covered by client-level privacy.
         """
-        for slots, seed in zip(everyone, seeds, strict=True):
-            try:
-                yield self._update(parameters, slots, training, make_rng(seed))
-            except CodeError as error:
-                yield error
+        for start in range(0, len(everyone), MOST):
+            part = slice(start, start + MOST)
+            yield from self._stacked(parameters, everyone[part], training, seeds[part])
+
+    def _stacked(
+        self,
+        parameters: Float32[np.ndarray, " params"],
+        everyone: Sequence[Slots],
+        training: Training,
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
+        """Those who may, side by side; the others, or all where there is no stack, one by one."""
+        stack = self._stack
+        at = [index for index, slots in enumerate(everyone) if stack is not None and stack.takes(slots)]
+        made = iter(())
+        if stack is not None and at:
+            made = stack.updates(parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
+        together = set(at)
+        for index, (slots, seed) in enumerate(zip(everyone, seeds, strict=True)):
+            yield next(made) if index in together else self._alone(parameters, slots, training, seed)
+
+    def _alone(
+        self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, seed: bytes
+    ) -> Float32[np.ndarray, " params"] | CodeError:
+        try:
+            return self._update(parameters, slots, training, seed)
+        except CodeError as error:
+            return error
 
     def _update(
-        self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, rng: np.random.Generator
+        self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, seed: bytes
     ) -> Float32[np.ndarray, " params"]:
         real = np.flatnonzero(slots.is_real)
         if not real.size:
@@ -145,9 +209,9 @@ class TorchModel:
         self.module.train()
         # For layers that draw, such as dropout. torch.manual_seed formats a traceback, for GPUs that are not there:
         # more work than a small participant's whole training.
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        for _ in range(training.local_epochs):
-            order = rng.permutation(real)
+        torch.default_generator.manual_seed(layer_seed(seed))
+        for epoch in range(training.local_epochs):
+            order = shuffled(real, seed, epoch)
             x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
             with running("model() or loss() in training"):
                 for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):

@@ -44,8 +44,10 @@ def encode_update(
         McMahan et al. 2018, arXiv:1710.06963, Algorithm 1.
     """
     encoded = np.zeros(update.size, dtype=np.int32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        norm = math.sqrt(sum(float(np.dot(wide, wide)) for _, wide in _widened(update)))
+    square = 0.0
+    for _, wide in _widened(update):
+        square += float(np.dot(wide, wide))
+    norm = math.sqrt(square)
     if not math.isfinite(norm):
         return encoded
     reach, largest_square = max_norm * slack(update.size), _largest_square(scale, max_norm)
@@ -111,7 +113,7 @@ def clamp(
     values: Float[np.ndarray, " params"] | Int[np.ndarray, " params"], largest: int
 ) -> Int[np.ndarray, " params"]:
     """Limit each coordinate to [-largest, largest] (1-Lipschitz, so no sensitivity grows)."""
-    limited = np.clip(values, -largest, largest)
+    limited = np.maximum(np.minimum(values, largest), -largest)
     return limited if limited.dtype.kind == "i" else limited.astype(np.int64)
 
 

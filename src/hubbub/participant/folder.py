@@ -17,7 +17,7 @@ import secrets
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -47,6 +47,8 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         studies: Folder of the studies that may run here.
         organisations: Fewest organisations in a roster that it works with.
         keys_per_organisation: Most keys of one of them.
+        recovery: What it does at a start when the log holds attempts that it does not remember, since it was away, or
+            since its disk was put back: "charge" them and go on, or refuse until its owner says `hubbub recover`.
     """
 
     key: str
@@ -55,6 +57,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     studies: str = "studies"
     organisations: Annotated[int, Meta(ge=1)] = 2
     keys_per_organisation: Annotated[int, Meta(ge=1)] = 1
+    recovery: Literal["charge", "ask"] = "charge"
 
 
 class SiteFolder:
@@ -124,9 +127,9 @@ class SiteFolder:
         return find_study(self.path / self.settings.studies, study_hash, code_hash)
 
     @property
-    def wants_recovery(self) -> bool:
-        """Whether its owner asked for the recovery, and it was not made yet."""
-        return (self.path / RECOVER).exists()
+    def may_recover(self) -> bool:
+        """Whether it may charge what it does not remember: always, or once because its owner asked."""
+        return self.settings.recovery == "charge" or (self.path / RECOVER).exists()
 
     def ask_recovery(self) -> None:
         """Have the next start take the maximum of memory and log."""
@@ -136,7 +139,7 @@ class SiteFolder:
         """Write down that the recovery was made, and what it charged."""
         with (self.path / "recovered").open("a") as file:
             file.write(json.dumps(lost) + "\n")
-        (self.path / RECOVER).unlink()
+        (self.path / RECOVER).unlink(missing_ok=True)
 
     def note_refusal(self, error: HubbubError, code: str, now: int) -> None:
         """Write down what was refused, for the owner."""

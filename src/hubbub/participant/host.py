@@ -180,10 +180,11 @@ class Host:
     def _follow(self, opening: Opening) -> None:
         """Take in what the log says by now; what a session is opened under is the last head that was shown."""
         self._shown = None
-        if self._folder.wants_recovery:
-            self._folder.note_recovery(self.guard.recover(opening, self._clock()))
         head = self.guard.follow(opening, self._clock()).checkpoint
-        self._shown = Opening(opening.checkpoint, head.size, (), opening.receipt)
+        shown = Opening(opening.checkpoint, head.size, (), opening.receipt)
+        if not self.guard.is_compared and self._folder.may_recover:
+            self._folder.note_recovery(self.guard.recover(shown, self._clock()))
+        self._shown = shown
 
     # --- studies and runs ---
 
@@ -191,6 +192,7 @@ class Host:
         study = self._folder.study(offered.study_hash, offered.code_hash)
         slots, learner = self._load(study)
         commitment = commit(slots, self._folder.salt())
+        _host_log.info("%s holds study %s, with %d slots", self.name, study.settings.study.name, len(slots))
         return StudyHeld(slots=len(slots), data_commitment=commitment, parameters=learner.dimension)
 
     def _load(self, study: Study) -> tuple[Slots, Learner]:
@@ -220,6 +222,7 @@ class Host:
         joined = Joined(offered, study, plan, slots, commit(slots, self._folder.salt()), learner)
         self._check_attested(offered.evidence)
         self._admit(joined)
+        _host_log.info("%s takes part in run %s: epsilon %s", self.name, offered.run, plan.epsilon)
         return joined
 
     def _check_attested(self, data: bytes) -> None:

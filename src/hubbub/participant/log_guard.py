@@ -94,6 +94,11 @@ class LogGuard:
         return self._view
 
     @property
+    def is_compared(self) -> bool:
+        """Whether its memory holds all that the log says was charged: asked once after each start."""
+        return self._is_compared
+
+    @property
     def account(self) -> str:
         """Name of the budget that pays for its data; empty while the log knows none."""
         return self._site.account or self._view.account_of(self._site.name)
@@ -220,7 +225,8 @@ class LogGuard:
         Raises:
             RoundError, VerificationError: As `follow`.
         """
-        self.follow(opening, now)
+        head = self.follow(opening, now)
+        self._check_current(head)
         lost = sorted(self._unknown())
         self._memory.recover(lost)
         self._is_compared = True

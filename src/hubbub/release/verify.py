@@ -68,8 +68,21 @@ def verify_bundle(
             all but that.
 
     Raises:
-        VerificationError: The first thing that does not add up.
+        VerificationError: The first thing that does not add up, or that cannot be computed at all.
     """
+    try:
+        return (yield from _verify(folder, policy, now, recompute=recompute))
+    except VerificationError:
+        raise
+    except HubbubError as error:
+        raise _failure("content", error.message) from None
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:  # whoever made it chose it
+        raise _failure("content", f"must be such that it can be computed, {type(error).__name__}") from None
+
+
+def _verify(
+    folder: Path, policy: Policy | None, now: int | None, *, recompute: bool
+) -> Generator[Check, None, ReleaseClaim]:
     with_policy = policy is not None
     key = _check_files(folder)
     yield Check("files", f"exactly those that were signed, by key {key[:16]}")
@@ -212,8 +225,8 @@ def _check_budget(events: Sequence[AnyEvent], run: str, *, recompute: bool) -> s
         with _as_failure("budget"):
             if isinstance(event, BudgetGranted):
                 check_granted(event, accounts, federation)
-            if _is_of(event, run, BudgetReserved) and recompute:
-                admit(accounts, event, home="")
+            if _is_of(event, run, BudgetReserved):
+                admit(accounts, event, home="", compose=recompute)
             accounts.apply(event)
         federation.apply(event)
     account = accounts.runs[run]
@@ -250,7 +263,7 @@ def _event(body: bytes, index: int) -> AnyEvent:
 def _document(data: bytes, kind: type[Document]) -> Document:
     try:
         document = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, HubbubError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError, HubbubError) as error:
         raise _failure(kind.__name__.lower(), str(error)) from None
     _require(as_json(document) == data, kind.__name__.lower(), "must be written in the one way that has one reading")
     return document

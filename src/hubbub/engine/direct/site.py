@@ -83,6 +83,7 @@ class _Site:
         self._waiting: tuple[bytes, Body] | None = None
         self._at_hand: bytes | None = None
         self._last: tuple[bytes, bytes | None] | None = None
+        self._word = ""
 
     def watch(self) -> None:
         """Cut the connection when told to stop."""
@@ -149,7 +150,9 @@ class _Site:
             finally:
                 stream.answers.put(None)
                 assembly.discard()
-        _log.log(logging.INFO if was_admitted else logging.DEBUG, "not connected to %s: %s", address, word)
+        is_news = was_admitted or word != self._word
+        self._word = word
+        _log.log(logging.WARNING if is_news else logging.DEBUG, "not connected to %s: %s", address, word or "closed")
         return was_admitted and word != "replaced"
 
     def _take(self, stream: _Stream, connection: Any) -> None:

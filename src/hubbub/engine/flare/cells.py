@@ -20,11 +20,9 @@ from nvflare.fuel.f3.cellnet.utils import make_reply as make_answer
 from nvflare.fuel.f3.message import Message
 
 from hubbub.engine.flare.kits import ADDRESS
-from hubbub.engine.flare.tunnel import BEAT_BYTES, BEAT_SECONDS, Tunnel
+from hubbub.engine.flare.tunnel import BEAT_SECONDS, Tunnel
 
 _CHANNEL, _TOPIC = "hubbub", "tunnel"
-_DELIVERY = 10.0
-"""Seconds for one message of at most 1 MiB."""
 _HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -40,9 +38,8 @@ class _Link:
         self._cell = fl_ctx.get_engine().get_cell().core_cell
         self._peer = FQCN.join([host, fl_ctx.get_job_id()])
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, seconds: float) -> bool:
         """Deliver; whether the other end took it."""
-        seconds = _DELIVERY if len(data) > BEAT_BYTES else 2 * BEAT_SECONDS
         reply = self._cell.send_request(_CHANNEL, _TOPIC, self._peer, Message(payload=data), seconds, optional=True)
         return reply is not None and reply.get_header(defs.MessageHeaderKey.RETURN_CODE) == defs.ReturnCode.OK
 
@@ -115,10 +112,12 @@ class SiteTunnel(Executor):
         tunnel.close()
 
     def _listen(self, tunnel: Tunnel) -> None:
-        with _listener(_address(), self._stop) as listener:
-            while not self._stop.is_set():
-                with suppress(TimeoutError):
-                    tunnel.open(listener.accept()[0])
+        listener = _listener(_address(), self._stop)
+        while listener and not self._stop.is_set():
+            with suppress(TimeoutError):
+                tunnel.open(listener.accept()[0])
+        if listener:
+            listener.close()
 
 
 def _address() -> tuple[str, int]:
@@ -132,16 +131,13 @@ def _connected(address: tuple[str, int]) -> socket.socket:
     return local
 
 
-def _listener(address: tuple[str, int], stop: threading.Event) -> socket.socket:
-    """Listen on this machine, as soon as no other job of this site does."""
+def _listener(address: tuple[str, int], stop: threading.Event) -> socket.socket | None:
+    """Listen on this machine, as soon as no other job of this site does; None when told to stop first."""
     if address[0] not in _HERE:
         raise ValueError(f"{ADDRESS} must name this machine, so that only it can use the tunnel")
-    while True:
-        try:
+    while not stop.wait(0.1):
+        with suppress(OSError):
             listener = socket.create_server(address)
-        except OSError:
-            if stop.wait(0.1):
-                raise
-        else:
             listener.settimeout(0.2)
             return listener
+    return None

@@ -1,8 +1,8 @@
-"""Connections of one site, carried over whatever delivers one message at a time.
+"""Connections of one site, carried over whatever delivers messages, in any order.
 
-A message is a connection's identity (8 random bytes), one byte that says what happens to it, and bytes of it. The next
-message of a connection is sent when the other end has taken the one before: that keeps them in order, and makes a
-sender as slow as a receiver.
+A message is a connection's identity (8 random bytes), one byte that says what happens to it, its number in that
+connection, and bytes. The other end takes the messages of a connection in the order of their numbers and says when it
+has taken one; at most `WINDOW` of them are under way, which makes a sender as slow as a receiver.
 """
 
 import logging
@@ -12,24 +12,63 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 _log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
+"""Bytes of one message; a slow line must carry it well within the patience below."""
+WINDOW = 8
 BEAT_SECONDS = 0.5
 """How often the site's end asks whether the other is there."""
 _BEGIN, _PATIENCE = 60.0, 2.5
 """Seconds until the other end must have been heard first, and of silence until it counts as lost."""
-_HEADER = struct.Struct(">8sB")
-BEAT_BYTES = _HEADER.size
-"""Bytes of a message without data."""
+_DELIVERY = 20.0
+"""Seconds for one message."""
+_HEADER = struct.Struct(">8sBQ")
 _OPEN, _DATA, _END, _BEAT = range(4)
 _MOST = 64
 """Connections at the same time: a participant's, and what people of its site ask."""
+_THREADS = 32
 
-Send = Callable[[bytes], bool]
-"""Deliver a message to the other end; whether it was taken."""
+Send = Callable[[bytes, float], bool]
+"""Deliver a message to the other end within some seconds; whether it was taken. Called by several threads."""
+
+
+class _Connection:
+    """A local socket, and how far each direction has come."""
+
+    def __init__(self, local: socket.socket) -> None:
+        self.local = local
+        self.slots = threading.Semaphore(WINDOW)
+        self.turn = threading.Condition()
+        self.taken = 0
+        self.is_open = True
+
+    def write(self, number: int, data: memoryview) -> bool:
+        """Write a message when it is its turn; whether it was written."""
+        with self.turn:
+            is_next = self.turn.wait_for(lambda: not self.is_open or self.taken == number, _DELIVERY)
+            if not (is_next and self.is_open):
+                return False
+            try:
+                self.local.sendall(data)
+            except OSError:
+                return False
+            self.taken += 1
+            self.turn.notify_all()
+            return True
+
+    def close(self) -> None:
+        """Close the socket, and let everybody go who waits for it."""
+        self.is_open = False
+        with suppress(OSError):
+            self.local.shutdown(socket.SHUT_RDWR)
+        with self.turn:
+            self.turn.notify_all()
+            self.local.close()
+        self.slots.release(2 * WINDOW)  # more than anybody waits for
 
 
 class Tunnel:
@@ -46,7 +85,8 @@ class Tunnel:
     def __init__(self, send: Send, connect: Callable[[], socket.socket] | None = None) -> None:
         self._send, self._connect = send, connect
         self._lock = threading.Lock()
-        self._sockets: dict[bytes, socket.socket] = {}
+        self._connections: dict[bytes, _Connection] = {}
+        self._senders = ThreadPoolExecutor(_THREADS, "hubbub-tunnel")
         self._deadline = time.monotonic() + _BEGIN
         self._is_closed = False
 
@@ -57,14 +97,14 @@ class Tunnel:
 
     def beat(self) -> None:
         """Ask whether the other end is there."""
-        if self._deliver(bytes(8), _BEAT):
-            self._deadline = time.monotonic() + _PATIENCE
+        self._deliver(bytes(8), _BEAT, seconds=2 * BEAT_SECONDS)
 
     def open(self, local: socket.socket) -> None:
         """Carry a local socket's bytes, until either side closes."""
         name = secrets.token_bytes(8)
-        if self._keep(name, local):
-            self._start(name, local, is_ours=True)
+        connection = self._keep(name, local)
+        if connection:
+            self._start(name, connection, is_ours=True)
 
     def take(self, message: bytes) -> bool:
         """Take what the other end sent; blocks until it is where it belongs.
@@ -74,24 +114,28 @@ class Tunnel:
         """
         if len(message) < _HEADER.size:
             return False
-        name, kind = _HEADER.unpack_from(message)
+        name, kind, number = _HEADER.unpack_from(message)
         self._deadline = time.monotonic() + _PATIENCE
         if kind == _BEAT:
             return not self._is_closed
         if kind == _OPEN:
             return self._opened(name)
-        if kind == _DATA:
-            return self._write(name, memoryview(message)[_HEADER.size :])
-        self._drop(name)
-        return True
+        connection = self._connections.get(name)
+        if connection is None:
+            return False
+        is_taken = connection.write(number, memoryview(message)[_HEADER.size :])
+        if not is_taken or kind != _DATA:
+            self._drop(name)
+        return is_taken
 
     def close(self) -> None:
         """Close every local socket."""
         with self._lock:
             self._is_closed = True
-            names = list(self._sockets)
+            names = list(self._connections)
         for name in names:
             self._drop(name)
+        self._senders.shutdown(wait=False, cancel_futures=True)
 
     def _opened(self, name: bytes) -> bool:
         try:
@@ -99,55 +143,58 @@ class Tunnel:
         except OSError as error:
             _log.debug("nobody is there to connect to: %s", type(error).__name__)
             return False
-        if local is None or not self._keep(name, local):
+        connection = self._keep(name, local) if local else None
+        if connection is None:
             return False
-        self._start(name, local, is_ours=False)
+        self._start(name, connection, is_ours=False)
         return True
 
-    def _keep(self, name: bytes, local: socket.socket) -> bool:
+    def _keep(self, name: bytes, local: socket.socket) -> _Connection | None:
         with self._lock:
-            is_kept = not self._is_closed and len(self._sockets) < _MOST and name not in self._sockets
-            if is_kept:
-                self._sockets[name] = local
-        if is_kept:
-            with suppress(OSError):
-                local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            local.close()
-        return is_kept
-
-    def _start(self, name: bytes, local: socket.socket, *, is_ours: bool) -> None:
-        threading.Thread(target=self._read, args=(name, local, is_ours), name="hubbub-tunnel", daemon=True).start()
-
-    def _read(self, name: bytes, local: socket.socket, is_ours: bool) -> None:  # noqa: FBT001, a thread's arguments
-        is_open = not is_ours or self._deliver(name, _OPEN)
+            if self._is_closed or len(self._connections) >= _MOST or name in self._connections:
+                local.close()
+                return None
+            kept = self._connections[name] = _Connection(local)
         with suppress(OSError):
-            while is_open and (data := local.recv(CHUNK)):
-                is_open = self._deliver(name, _DATA, data)
-        if self._drop(name):
-            self._deliver(name, _END)
+            local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return kept
 
-    def _write(self, name: bytes, data: memoryview) -> bool:
-        local = self._sockets.get(name)
-        if local is None:
-            return False
-        try:
-            local.sendall(data)
-        except OSError:
+    def _start(self, name: bytes, connection: _Connection, *, is_ours: bool) -> None:
+        arguments = (name, connection, is_ours)
+        threading.Thread(target=self._read, args=arguments, name="hubbub-tunnel", daemon=True).start()
+
+    def _read(self, name: bytes, connection: _Connection, is_ours: bool) -> None:  # noqa: FBT001, a thread's arguments
+        number = 0
+        with suppress(OSError, RuntimeError):  # closed, here or by whoever closed the tunnel
+            if is_ours and not self._deliver(name, _OPEN):
+                connection.is_open = False
+            while connection.is_open and (data := connection.local.recv(CHUNK)):
+                connection.slots.acquire()
+                self._senders.submit(self._pass, name, connection, number, data)
+                number += 1
+            for _ in range(WINDOW):  # wait until all of it has been taken
+                connection.slots.acquire()
+        if self._drop(name):
+            self._deliver(name, _END, number)
+
+    def _pass(self, name: bytes, connection: _Connection, number: int, data: bytes) -> None:
+        if connection.is_open and self._deliver(name, _DATA, number, data):
+            connection.slots.release()
+        else:
             self._drop(name)
-            return False
-        return True
 
     def _drop(self, name: bytes) -> bool:
         """Close a connection here; whether it was open."""
         with self._lock:
-            local = self._sockets.pop(name, None)
-        if local is None:
-            return False
-        with suppress(OSError):
-            local.shutdown(socket.SHUT_RDWR)
-        local.close()
-        return True
+            connection = self._connections.pop(name, None)
+        if connection is not None:
+            connection.close()
+        return connection is not None
 
-    def _deliver(self, name: bytes, kind: int, data: bytes = b"") -> bool:
-        return self._send(_HEADER.pack(name, kind) + data)
+    def _deliver(
+        self, name: bytes, kind: int, number: int = 0, data: bytes = b"", *, seconds: float = _DELIVERY
+    ) -> bool:
+        is_taken = self._send(_HEADER.pack(name, kind, number) + data, seconds)
+        if is_taken:
+            self._deadline = time.monotonic() + _PATIENCE
+        return is_taken
