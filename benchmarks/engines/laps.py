@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import time
@@ -46,7 +45,7 @@ class Laps:
         self._lost += time.perf_counter() - started
         self._lost_busy += time.process_time() - busy
 
-    def finish(self, weights: Sequence[np.ndarray], *packages: str) -> None:
+    def finish(self, weights: Sequence[np.ndarray]) -> None:
         """Write the final weights where asked, and print what was measured."""
         flat = np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in weights])
         if self.asked.weights:
@@ -54,7 +53,6 @@ class Laps:
         grown = max(self.peak - self.imported, status("VmHWM") - self._resident)  # between rounds; this process ever
         line = {
             "at": self.at, "used": self.used, "measuring": self.measuring, "imported": self.imported, "grown": grown,
-            "packages": [f"{name} {importlib.metadata.version(name)}" for name in packages],
         }  # fmt: skip
         print(json.dumps(line), flush=True)
 
