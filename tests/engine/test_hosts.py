@@ -29,6 +29,7 @@ from hubbub.messages import (
     Refused,
     RoundContinued,
     RoundOpened,
+    RunOffered,
     decode_message,
     encode_message,
 )
@@ -229,6 +230,23 @@ def test_two_sites_lost_in_a_stage_end_the_attempt_by_name_and_the_next_one_comp
 
 
 @pytest.mark.slow
+def test_a_site_that_restarts_while_it_is_offered_the_run_is_offered_it_once_more(world):
+    offered, ask = [], world.wires.ask
+
+    def ask_again(messages, *, seconds):
+        for name, data in messages.items():
+            if isinstance(decode_message(data), RunOffered):
+                offered.append(name)
+                if name == "c" and offered.count("c") == 1:
+                    world.crash("c")  # a carrier asks whoever comes back again, with the same bytes
+        yield from ask(messages, seconds=seconds)
+
+    world.wires.ask = ask_again
+    assert world.go().state == "finished"
+    assert [line["code"] for line in world.refusals("c")] == ["round"]
+    assert {name: offered.count(name) for name in "abcde"} == dict.fromkeys("abde", 1) | {"c": 2}
+
+
 def test_with_too_few_sites_the_run_waits_by_name_and_goes_on_when_they_are_back(world):
     def spoil(_name, at, message):
         if at == 0 and message.round_number == 2:

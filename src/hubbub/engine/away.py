@@ -257,8 +257,10 @@ class SitesAway:
             message = read_reply(reply)
             if isinstance(message, Done):
                 self._joined[name] = new[name]
+                self._refused.pop(name, None)
             elif isinstance(message, Refused):
                 self._refused[name] = (new[name], time.monotonic() + AGAIN)
+                self._joined.pop(name, None)
                 self._note_refusal(name, round_number, message.code)
 
     def _show(self, names: Collection[str]) -> set[str]:

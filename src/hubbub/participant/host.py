@@ -202,6 +202,7 @@ class Host:
 
     def _join(self, offered: RunOffered) -> Joined:
         """Everything that can be refused before a round is asked: code, data, plan, reservation, policy, budget."""
+        self._need_head()
         lock = _read_lock(offered.lock)
         study = self._folder.study(offered.study_hash, offered.code_hash).with_lock(lock)
         slots, learner = self._load(study)
@@ -249,15 +250,19 @@ class Host:
         today = dt.datetime.fromtimestamp(self._clock(), dt.UTC).date()
         self._folder.policy().check(facts_of(view.federation, plan, settings), today=today)
 
+    def _need_head(self) -> Opening:
+        """The head that was shown last: a process that was started again has been shown none yet."""
+        if self._shown is None:
+            raise RoundError(
+                f"{self.name}, must be shown the log before it is asked for anything, found no head; nothing sent",
+                hint="show the newest head first: after a start this happens once",
+            )
+        return self._shown
+
     # --- rounds ---
 
     def _open(self, message: RoundOpened, data: bytes) -> bytes | None:
-        joined, shown = self._of(message.run), self._shown
-        if shown is None:
-            raise RoundError(
-                f"{self.name}, must be shown the log before it is asked into a session, found no head; nothing sent",
-                hint="show the newest head first",
-            )
+        joined, shown = self._of(message.run), self._need_head()
         session = read(Session, read(Envelope, message.payload).body)
         roster = self.guard.check(shown, session, self._clock(), joined.plan.reservation(message.run))
         self._admit(joined)
