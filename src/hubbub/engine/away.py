@@ -44,7 +44,7 @@ from hubbub.participant.opening import Opening
 from hubbub.planning import Plan
 from hubbub.secagg import SUITE, Member, Roster, Server, Session, SigningKey
 from hubbub.secagg.keys import sha256
-from hubbub.tlog import Note, sign_checkpoint
+from hubbub.tlog import Note, Policy, sign_checkpoint
 from hubbub.tlog.checkpoint import parse_checkpoint
 
 _log = logging.getLogger("hubbub.coordinator")
@@ -141,7 +141,7 @@ class SitesAway:
         self._gather(coordinator.round_number)
         self._check_halted()
         self._running.charge(self._record, coordinator.round_number, coordinator.attempt + 1)
-        self._head = self._cosigned(must=True)
+        self._head = self._cosigned_by_quorum()
         online = self._show(self._joined)
         if len(online) < self._fewest:
             raise self._waiting(f"{self._fewest} participants that follow its log", ", ".join(sorted(online)) or "none")
@@ -216,16 +216,23 @@ class SitesAway:
         return parameters.n_min
 
     def _gather(self, round_number: int) -> None:
-        """Wait until enough participants have joined the run, before anything is charged."""
+        """Wait until enough participants have joined the run and can cosign, before anything is charged."""
         until = time.monotonic() + self._deadlines.patience
         while True:
             self._offer(round_number)
-            if len(self._there()) >= self._fewest:
+            there, can_cosign = self._there(), self._policy.is_quorum(self._transport.sites())
+            if len(there) >= self._fewest and can_cosign:
                 return
             self._check_halted()
             if time.monotonic() > until:
-                raise self._waiting(f"{self._fewest} participants", ", ".join(sorted(self._there())) or "none")
-            time.sleep(0.05)
+                more = "" if can_cosign else f" and a quorum of {len(self._policy.witnesses)} witnesses"
+                raise self._waiting(f"{self._fewest} participants{more}", ", ".join(sorted(there)) or "none")
+            time.sleep(0.02)
+
+    @property
+    def _policy(self) -> Policy:
+        """Whose cosignatures a head needs now."""
+        return witness_policy(self._running.log.fold(Federation), self._running.key.verifier)
 
     def _there(self) -> set[str]:
         sites = self._transport.sites()
@@ -239,7 +246,7 @@ class SitesAway:
         new = {name: at for name, at in sites.items() if name in running.plan.slots and known.get(name) != at}
         if not new:
             return
-        self._head = self._cosigned(must=False)
+        self._head = self._cosigned()
         plan, lock = running.plan, running.prepared.study.lock
         offer = RunOffered(
             run=running.name,
@@ -273,17 +280,25 @@ class SitesAway:
                 self._note_refusal(name, 0, message.code)
         return {name for name, message in replies.items() if isinstance(message, Done)}
 
-    def _cosigned(self, *, must: bool) -> Note:
-        """The newest head with the cosignatures of those who are there; a quorum of them if it must be."""
+    def _cosigned_by_quorum(self) -> Note:
+        """The newest head with the cosignatures of a quorum, which is waited for: somebody may be coming back."""
+        until = time.monotonic() + self._deadlines.patience
+        while True:
+            note, policy = self._cosigned(), self._policy
+            signed = [party.name for party in policy.witnesses if party.key.signed_at(note) is not None]
+            if policy.is_quorum(signed):
+                return note
+            self._check_halted()
+            if time.monotonic() > until:
+                raise self._waiting(f"a quorum of {len(policy.witnesses)} witnesses", ", ".join(signed) or "none")
+            time.sleep(0.05)
+
+    def _cosigned(self) -> Note:
+        """The newest head with the cosignatures of those who are there."""
         running = self._running
         running.log.flush()
-        policy = witness_policy(running.log.fold(Federation), running.key.verifier)
-        keys = {party.name: party.key for party in policy.witnesses}
-        note = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
-        signed = [name for name, key in keys.items() if key.signed_at(note) is not None]
-        if must and not policy.is_quorum(signed):
-            raise self._waiting(f"a quorum of {len(keys)} witnesses", ", ".join(signed) or "none")
-        return note
+        keys = {party.name: party.key for party in self._policy.witnesses}
+        return self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
 
     def _check_halted(self) -> None:
         if self._is_halted.is_set():
