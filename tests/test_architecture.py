@@ -10,11 +10,11 @@ import pytest
 import hubbub
 
 ROOT = Path(hubbub.__file__).parent
-DISK = {ROOT / "participant" / name for name in ("memory.py", "folder.py")}
-"""What a participant must never forget, and its owner's directory, are files; `LogGuard` and `Host` are given them."""
+DISK = {ROOT / "participant" / "memory.py", ROOT / "participant" / "folder.py"}
+"""What a participant must never forget, and its own directory; `LogGuard` and `Host` are given them."""
 MACHINES = sorted({*(ROOT / "coordinator").glob("*.py"), *(ROOT / "participant").glob("*.py")} - DISK)
-CALENDAR = {"host.py": {"datetime"}}
-"""Who is given its clock and turns seconds into a day."""
+DAYS = {ROOT / "participant" / "host.py": {"datetime"}}
+"""It makes days of the seconds that it is given."""
 
 
 def imported(path):
@@ -27,8 +27,9 @@ def imported(path):
 
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_rounds_know_no_clock_no_socket_no_file_and_no_randomness_of_their_own(path):
-    forbidden = {"socket", "os", "time", "random", "pathlib", "sqlite3", "datetime"} - CALENDAR.get(path.name, set())
-    assert not forbidden & set(imported(path))
+    assert not {"socket", "os", "time", "random", "pathlib", "sqlite3", "datetime"} & set(imported(path)) - DAYS.get(
+        path, set()
+    )
 
 
 def loaded_after(statement):
@@ -45,6 +46,30 @@ def test_the_participants_half_imports_no_coordinator():
 def test_a_participants_half_of_a_carrier_imports_no_coordinator():
     modules = loaded_after("import hubbub.engine.direct")
     assert not any(name.startswith(("hubbub.coordinator", "hubbub.release", "torch")) for name in modules)
+
+
+HOST = {"cli", "cohort", "accounting", "eventlog", "tlog", "engine", "errors", "events", "governance", "local"}
+HOST |= {"mechanism", "messages", "participant", "planning", "randomness", "secagg", "study"}
+"""Rooms that a participant's process may hold; of `engine` the carrier only."""
+
+
+def test_a_participants_process_imports_no_path_of_a_coordinator():
+    """What `hubbub join` imports, function by function, before it dials."""
+    modules = loaded_after(
+        "import hubbub.cli.processes\n"
+        "from hubbub.engine.direct import Credentials, Spool, serve\n"
+        "from hubbub.governance.enrolment import client_credentials\n"
+        "from hubbub.participant.folder import SiteFolder\n"
+        "from hubbub.participant.host import Host\n"
+        "from hubbub.local.load import make_learner"
+    )
+    own = {name for name in modules if name.startswith("hubbub.")}
+    assert {name.split(".")[1] for name in own} <= HOST, sorted(own)
+    engine = {name for name in own if name.startswith("hubbub.engine.")}
+    assert engine == {
+        *(f"hubbub.engine.{name}" for name in ("transport", "direct")),
+        *(f"hubbub.engine.direct.{name}" for name in ("credentials", "frames", "server", "site")),
+    }, sorted(engine)
 
 
 @pytest.mark.parametrize("statement", ["import hubbub", "import hubbub.cli.arguments", "import hubbub.planning"])

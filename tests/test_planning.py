@@ -233,8 +233,8 @@ def test_a_client_is_not_amplified_against_a_coordinator_that_knows_the_cohort(m
 @pytest.mark.parametrize(
     ("cohort", "words"),
     [
-        ({"minimum": 2}, "cohort.minimum, must be from 3 to 3 of 3 participants, 1 colluding"),
-        ({"colluding": 2}, "cohort.colluding, must be from 1 to 1"),
+        ({"minimum": 2}, "cohort.minimum, must be 3 of 3 participants, 1 of them colluding"),
+        ({"colluding": 2}, "cohort.colluding, must be 1 of 3 participants, so that two are honest"),
         ({"dropouts": 0.5}, "cohort.dropouts, must leave 3 of 3 participants"),
     ],
 )
@@ -281,12 +281,19 @@ def test_with_distributed_noise_other_participants_are_bounded_as_far_as_they_ma
     assert claims["up to 1 of the other participants"].epsilon <= 4.0
 
 
-def test_a_sparse_graph_has_no_more_sessions_than_its_bound_counts(make_study, settings):
-    tables = settings(
-        privacy={"noise": "distributed", "retries": 2000},
-        cohort={"colluding": 1},
-        training={"rounds": 2000},
-    )
-    names = [f"site-{number}" for number in range(130)]
-    with pytest.raises(PlanError, match=r"must leave at most 1048576 sessions in a run, found 4002000"):
-        planned(make_study, tables, participants=lambda: names)
+def test_thresholds_of_a_sparse_graph_are_good_for_all_sessions_of_a_run_together(make_study, client_settings):
+    names = [f"site-{number}" for number in range(200)]
+    privacy = {"noise": "none", "epsilon": None, "sums": "masked", "differencing": "accepted", "retries": 2}
+
+    def thresholds(rounds):
+        tables = client_settings(privacy=privacy, cohort={"colluding": 40}, training={"rounds": rounds})
+        study = make_study(tables, participants=lambda: names)
+        plan = hubbub.plan(study)
+        check_plan(plan, study.settings)
+        return plan.secagg
+
+    few, many = thresholds(1000), thresholds(100_000)
+    assert (few.neighbours, few.threshold, many.neighbours, many.threshold) == (77, 59, 78, 60)
+    few.check(1002)
+    with pytest.raises(PlanError, match=r"at most 2\^-57 in a session, found 2\^-52.80 with 59 of 78 holders; nothing"):
+        few.check(100_002)

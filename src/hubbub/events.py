@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
 
 class RunStarted(Event, frozen=True, tag="run-started"):
-    """A run begins: what it is bound to."""
+    """A run begins: what it is bound to. `hosts`: one process ran everybody, or each participant is on its own."""
 
     run: Public[str]
     study: Public[str]
@@ -43,6 +43,7 @@ class RunStarted(Event, frozen=True, tag="run-started"):
     is_test_public: Public[bool]
     versions: Public[dict[str, str]]
     secagg: Public[Literal["run", "elide", "none"]] = "none"
+    hosts: Public[Literal["one", "own"]] = "one"
 
 
 class RunResumed(Event, frozen=True, tag="run-resumed"):

@@ -25,9 +25,6 @@ from hubbub.study.rules import LARGEST_DELTA
 
 RELATION = "null-replacement"
 PLAN_FORMAT = 1
-SESSIONS = 2**20
-"""Most sessions of secure aggregation in one run, on a sparse graph: each has its chance of 2^-50."""
-
 OVERHEAD_BYTES = 256
 """Allowance for names and framing of one message."""
 
@@ -206,7 +203,7 @@ def check_plan(plan: Plan, settings: Settings) -> None:
     mechanism, parameters = plan.mechanism, plan.secagg
     shares = 1
     if parameters is not None:
-        parameters.check()
+        parameters.check(plan.attempts)
         shares = parameters.u_min - parameters.colluding if mechanism.noise == "distributed" else 1
     rules = {
         "study_hash": plan.study_hash == settings.approved_hash(),
@@ -264,13 +261,8 @@ def _secagg(settings: Settings, lock: Lock) -> Parameters | None:
         minimum=cohort.minimum,
         distributed=is_distributed,
         in_blocks=_is_in_blocks(settings),
+        sessions=settings.training.rounds + _retries(settings),
     )
-    sessions = settings.training.rounds * (1 + _retries(settings))
-    if parameters.neighbours and sessions > SESSIONS:
-        raise PlanError(
-            f"privacy.retries, must leave at most {SESSIONS} sessions in a run, found {sessions}; nothing planned",
-            hint=f"retries = {SESSIONS // settings.training.rounds - 1}",
-        )
     if is_distributed and parameters.u_min - parameters.colluding < HONEST:
         raise PlanError(
             f"cohort.minimum, must leave {HONEST} honest noise shares, found {parameters.u_min} of which "

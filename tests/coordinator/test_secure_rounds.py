@@ -11,7 +11,7 @@ from hubbub.engine.prepare import prepare
 from hubbub.errors import RoundError
 from hubbub.eventlog import EventLog
 from hubbub.events import RoundClosed, RoundFailed
-from hubbub.messages import decode_message, encode_message, pack_parameters
+from hubbub.messages import RoundOpened, decode_message, encode_message, pack_parameters
 from hubbub.participant import Participant
 from hubbub.randomness import SeededRandomness
 
@@ -19,7 +19,7 @@ NAMES = list("abcde")
 STAGES = ("open", "share", "masked", "consent", "unmask")
 TABLES = {
     "privacy": {"noise": "distributed"},
-    "cohort": {"colluding": 1, "minimum": 4, "dropouts": 0.2},
+    "cohort": {"colluding": 1, "minimum": 4},
     "sampling": {"examples": "everything", "probability": None},
 }
 
@@ -138,3 +138,40 @@ def test_an_opening_that_is_sent_again_must_carry_the_same_model_and_round(world
     with pytest.raises(RoundError, match="must be asked into a session by 'open'"):
         sites["a"].receive(encode_message(carried), learner)
     assert charged == []
+
+
+def test_sessions_given_up_before_anything_is_charged_count_too(world):
+    """A coordinator that has the graph drawn again and again finds one it likes: the thresholds hold for so many."""
+    coordinator, sites, learner, charged = world()
+    plan, model = coordinator._plan, pack_parameters(coordinator.parameters)
+
+    def ask(round_number, attempt):
+        payload = coordinator._make_sum(round_number, attempt, model).open()["a"]
+        address = {**coordinator._address, "round_number": round_number, "attempt": attempt}
+        message = encode_message(RoundOpened(**address, parameters=model, payload=payload))
+        first = sites["a"].receive(message, learner)
+        assert sites["a"].receive(message, learner) == first  # the answer was lost: not another session
+        return first
+
+    answers = {ask(1 + count // 3, 1 + count % 3) for count in range(plan.attempts)}
+    assert len(answers) == plan.attempts == plan.rounds + plan.retries
+    with pytest.raises(RoundError, match=f"after {plan.attempts} attempts; nothing sent, no budget spent"):
+        ask(plan.rounds, 1)
+    assert charged == []
+
+
+def test_who_sends_too_late_has_dropped_out_and_the_others_get_their_sum(world):
+    coordinator, sites, learner, _ = world()
+    late = []
+    asked = coordinator.open(list(sites))
+    for stage in STAGES:
+        for name, message in asked.items():
+            reply = sites[name].receive(message, learner)
+            (late.append if (stage, name) == ("masked", "c") else coordinator.receive)(reply)
+        asked = coordinator.advance()  # the deadline: "c" was asked and is still training
+        for reply in late:
+            with pytest.raises(RoundError, match="round 1 attempt 1, "):
+                coordinator.receive(reply)
+    closed = coordinator.close()
+    assert isinstance(closed, RoundClosed)
+    assert closed.participants == 4

@@ -9,6 +9,7 @@ import json
 import pathlib
 import shutil
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -182,6 +183,10 @@ def test_a_study_is_offered_approved_run_released_and_verified(world):
     assert all(event.members and event.adverts for event in closed)
     bundle = world.release(world.command, world.run)
     assert list(hubbub.verify_bundle(bundle))
+    assert msgspec.json.decode((bundle / "claim.json").read_bytes())["federation"] == (
+        "federation heart of 8 organisations, approved for the purpose research; "
+        "each participant on a host of its own, says the coordinator"
+    )
     world.check_charges()
 
 

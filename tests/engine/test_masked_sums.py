@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import hubbub
@@ -140,3 +141,60 @@ def test_one_mask_with_another_sign_is_seen(make_study, settings, client_setting
     assert len(flips) == 1
     pairs = zip(weights(flipped).values(), weights(honest[1]).values(), strict=True)
     assert not all(np.array_equal(one, other) for one, other in pairs)
+
+
+def random_study(seed):
+    """Tables and functions of a study that masks its sums; every size and choice is drawn."""
+    rng = np.random.default_rng(seed)
+    size, width, classes = (int(rng.integers(*limits)) for limits in ((3, 8), (1, 7), (2, 4)))
+    unit, is_noised = str(rng.choice(["example", "client"])), bool(rng.integers(2))
+    noise = {"noise": "distributed", "epsilon": float(rng.uniform(2, 20))} if is_noised else MASKED["privacy"]
+    privacy = {key: value for key, value in noise.items() if value is not None}
+    weights = str(rng.choice(["equal", "examples"])) if (unit, is_noised) == ("client", False) else "equal"
+    algorithm = "dp-sgd" if unit == "example" else str(rng.choice(["fedavg", "fedavgm"]))
+    slots = {f"site-{at}": int(rng.integers(3, 30)) for at in range(size)}
+
+    def data(name):
+        own = np.random.default_rng([seed, *name.encode()])
+        x = own.normal(size=(slots.get(name, 20), width)).astype(np.float32)
+        return hubbub.Examples(x, own.integers(0, classes, len(x)))
+
+    tables = {
+        "study": {"name": "random", "seed": seed},
+        "data": {"x": {"dtype": "float32", "shape": [width]}, "y": {"dtype": "int64", "classes": classes}},
+        "privacy": {"unit": unit, "max_norm": float(rng.uniform(0.1, 5)), **privacy},
+        "cohort": {"colluding": int(rng.integers(1, size - 1))},
+        "training": {
+            "algorithm": algorithm, "rounds": int(rng.integers(1, 4)), "learning_rate": float(rng.uniform(0.1, 2)),
+            "weights": weights, "momentum": 0.5 if algorithm != "fedavg" else 0.0,
+        },
+    }  # fmt: skip
+    functions = {
+        "participants": lambda: list(slots),
+        "data": data,
+        "test_data": lambda: data("test"),
+        "model": lambda: torch.nn.Linear(width, classes),
+    }
+    return tables, functions
+
+
+def runs_alike(make_study, run, seed):
+    tables, functions = random_study(seed)
+    results = [
+        run(make_study(tables | {"speed": {"secagg": way}}, **functions), randomness=SeededRandomness(seed))
+        for way in ("run", "elide")
+    ]
+    assert [claim_of(result)["secagg"].split(":")[0] for result in results] == ["run", "simulated"]
+    one, other = ((Path(result.out) / "model.safetensors").read_bytes() for result in results)
+    assert one == other, tables
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_random_studies_have_the_same_bits_with_and_without_masks(make_study, run, seed):
+    runs_alike(make_study, run, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 22))
+def test_more_random_studies_have_the_same_bits_with_and_without_masks(make_study, run, seed):
+    runs_alike(make_study, run, seed)

@@ -100,6 +100,17 @@ def test_an_attempt_is_answered_once_and_in_order(site, round_number, attempt):
     assert charged == [(2, 2)]
 
 
+def test_no_more_attempts_are_answered_than_the_plan_has_in_all(site):
+    participant, plan, learner, charged = site()
+    asked = [(round_number, attempt) for round_number in (1, 2) for attempt in (1, 2, 3)]
+    for round_number, attempt in asked:
+        participant.receive(opened(plan, learner, round_number=round_number, attempt=attempt), learner)
+    assert len(charged) == plan.attempts == 6
+    with pytest.raises(RoundError, match="found round 3 attempt 1 after 6 attempts; nothing sent, no budget spent"):
+        participant.receive(opened(plan, learner, round_number=3), learner)
+    assert charged == asked
+
+
 def test_nothing_is_trained_where_the_charge_is_refused(make_study, settings):
     prepared = prepare(make_study(settings()))
     plan = make_plan(prepared.study)

@@ -3,7 +3,7 @@
 An attack is a function that plays it out and returns its world and whether it succeeded: whether something left
 that must not, in most of them the victim's exact vector. test_checks_bite.py removes the one check that stands
 against each and sees it succeed. Where thresholds of an approved plan would already stop an attack, the world here
-has lower ones, so that the check stands alone. There are no tickets yet, so nobody can grind a cohort.
+has lower ones, so that the check stands alone.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hubbub.errors import PlanError
+from hubbub.errors import InputError, PlanError
 from hubbub.secagg import Client, Parameters, Server, SigningKey
 from hubbub.secagg import agreement as agreed
 from hubbub.secagg.keys import TAG_BYTES, enc
@@ -300,6 +300,20 @@ def shrink_cohort():
     return withhold(world, world.names[:4])
 
 
+def grind_cohort():
+    """Thresholds for a cohort of 5, which the coordinator picks from a roster of 9: the victim and all 3 corrupt."""
+    world = World(9, colluding=3, corrupt=("site-06", "site-07", "site-08"))
+    world.parameters = replace(world.parameters, n=5, n_min=4, u_min=4, threshold=4, colluding=1)
+    try:
+        for name in world.names:
+            world.restart(name)
+    except InputError as error:
+        world.failure = error.message
+        return world, False
+    world.play(gone=dict.fromkeys(world.names[1:6], "advert"))
+    return world, world.learnt(VICTIM)
+
+
 def one_organisation():
     """Everybody in the session belongs to one organisation."""
     return withhold(World(9, n_min=3, org_min=2), ["site-00", "site-03", "site-06"])
@@ -446,6 +460,7 @@ ATTACKS = {
         two_advert_lists, hidden_sharers, impersonation, other_model, crafted_model, key_copy, shrink_cohort,
         one_organisation, without_the_pinned, frame_dealer, small_threshold, forged_open, retry_then_differ,
         misrouted, resend_lost_reply, crash_after_masked, direction_reuse, both_shares, bad_dealer_bad_holder,
+        grind_cohort,
     )
 }  # fmt: skip
 
@@ -612,6 +627,13 @@ def test_a_cohort_shrunk_to_n_min_is_still_within_the_bound_and_a_smaller_one_is
     at_n_min.check()
     with pytest.raises(PlanError, match="must keep the chance of a second sum at most 2\\^-50 in a session"):
         replace(at_n_min, n_min=400).check()
+
+
+def test_grind_cohort():
+    world, succeeded = grind_cohort()
+    assert not succeeded
+    words = "site-00, must have thresholds for its whole roster of 9, found them for 5; nothing sent"
+    assert world.failure == words
 
 
 def test_one_organisation():

@@ -46,6 +46,7 @@ def key_of_both(secret, scope, *, sender, receiver):
 
 
 BITES = {
+    (Checks, "_check_whole_roster", passes): {"grind_cohort"},
     (Checks, "_check_session", passes): {"crafted_model"},
     (Checks, "_check_parameters", passes): {"small_threshold"},
     (Checks, "_check_coordinator", passes): {"forged_open"},

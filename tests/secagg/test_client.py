@@ -284,6 +284,27 @@ def test_the_mark_is_durable_before_any_key_exists(make_world):
     assert client.stage is None
 
 
+def test_the_old_session_is_gone_before_the_new_mark_is_written(make_world, make_vectors):
+    class HaltedError(Exception):
+        pass
+
+    world, marks = make_world(3), []
+
+    def mark(*given):
+        marks.append(given)
+        if len(marks) > 1:
+            raise HaltedError
+
+    client = world.clients[ME] = world.make_client(ME, mark=mark)
+    old = world.until("share", make_vectors(world))
+    newer = world.session(attempt=2)
+    with pytest.raises(HaltedError):
+        client.open(world.make_server(newer).open()[ME], newer)
+    assert client.stage is None
+    with pytest.raises(RoundError, match="must be in the session it is asked about"):
+        client.receive(old[ME])
+
+
 @pytest.mark.parametrize("last", [(1, 1, 1), (1, 2, 1), (2, 1, 1)])
 def test_a_session_that_is_not_newer_is_refused_and_the_mark_returned(make_world, last):
     world = make_world(3)

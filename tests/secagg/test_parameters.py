@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubbub.errors import PlanError
-from hubbub.secagg.parameters import CORRECTNESS, SECRECY, Parameters, choose, failure, majority, search
+from hubbub.secagg.parameters import CORRECTNESS, Parameters, choose, failure, majority, search, secrecy
 
 COMPLETE = [
     (3, 0, 2, 1),
@@ -25,6 +25,7 @@ COMPLETE = [
     (30, 9, 20, 10),
     (50, 16, 34, 16),
 ]
+IN_A_SESSION = -50
 SPARSE = [
     (200, 5, 5, 28, 20),
     (200, 10, 10, 54, 38),
@@ -77,7 +78,7 @@ def test_complete_graph_has_the_thresholds_of_the_design(n, colluding, threshold
 def test_k_neighbour_graph_has_the_table_of_the_design(n, corrupt, drop, neighbours, threshold):
     chosen = choose(n, colluding=n * corrupt // 100, dropouts=drop / 100, dimension=1)
     assert (chosen.neighbours, chosen.threshold) == (neighbours, threshold)
-    assert (chosen.n_min, chosen.u_min, chosen.survives) == (n - n * drop // 100, n * 9 // 10, n // 10)
+    assert (chosen.n_min, chosen.u_min, chosen.survives) == (n - n * drop // 100, n * 9 // 10, n * drop // 100)
     assert {chosen.threshold_for(adverts) for adverts in (chosen.n_min, n)} == {threshold}
     chosen.check()
 
@@ -107,7 +108,7 @@ def test_k_neighbour_graph_is_secret_in_every_session_by_exact_fractions(n, corr
     if not k:
         return
     for adverts in {chosen.n_min, n}:
-        assert exact_failure(adverts, c, k, t) <= Fraction(2) ** int(SECRECY)
+        assert exact_failure(adverts, c, k, t) <= Fraction(2) ** IN_A_SESSION
     assert 2 * t > k + 1
     goal, dropped = Fraction(2) ** int(CORRECTNESS), math.floor(Fraction(str(dropouts)) * n)
     assert (n - dropped) * tail(k - t + 2, n - 1, dropped, k) <= goal
@@ -144,16 +145,31 @@ def test_smallest_k_is_chosen():
     for k in range(2, found.neighbours):
         rights = [t for t in range(2, k + 2) if (n - dropped) * tail(k - t + 2, n - 1, dropped, k) <= 2**CORRECTNESS]
         assert all(
-            (found.n_min - c) * tail(2 * t - k - 1, found.n_min - 1, c, k) > 2**SECRECY for t in rights if 2 * t > k
+            (found.n_min - c) * tail(2 * t - k - 1, found.n_min - 1, c, k) > 2**IN_A_SESSION
+            for t in rights
+            if 2 * t > k
         )
+
+
+@pytest.mark.parametrize(
+    ("sessions", "each", "k", "t"),
+    [(1, -50, 77, 59), (1024, -50, 77, 59), (1025, -51, 77, 59), (4097, -53, 78, 60), (1_000_002, -60, 78, 60)],
+)
+def test_all_sessions_of_a_run_together_have_one_chance(sessions, each, k, t):
+    assert secrecy(sessions) == each
+    assert max(sessions, 1024) * Fraction(2) ** each <= Fraction(1, 2**40)
+    chosen = choose(200, colluding=40, dropouts=0.1, dimension=1, sessions=sessions)
+    chosen.check(sessions)
+    assert (chosen.neighbours, chosen.threshold) == (k, t)
+    assert exact_failure(chosen.n_min, 40, k, t) <= Fraction(2) ** each
 
 
 def test_everybody_holds_shares_where_no_choice_of_holders_will_do():
     chosen = choose(200, colluding=140, dropouts=0.1, dimension=1)
     assert (chosen.neighbours, chosen.threshold) == (0, 171)
     chosen.check()
-    assert search(131, 66, 0, dropped=65)[1] > 1
-    assert search(4, 3, 0, dropped=1) == (0, 3)
+    assert search(131, 66, 0, dropped=65, most=-50)[1] > 1
+    assert search(4, 3, 0, dropped=1, most=-50) == (0, 3)
 
 
 @pytest.mark.parametrize(("n", "c"), [(n, c) for n in range(2, 8) for c in range(n - 1)])
@@ -217,7 +233,15 @@ def test_hash_covers_every_field():
     assert msgspec.json.decode(msgspec.json.encode(chosen), type=Parameters).hash == chosen.hash
 
 
-ONE_SUM = "must be from 7 to 10 of 10 participants, 3 colluding, so that two groups cannot make two sums"
+def test_dropouts_are_survived_at_every_stage_so_also_before_anybody_advertised():
+    for n, c, dropouts, u_min in ((5, 1, 0.1, 4), (30, 9, 0.1, 27), (10, 1, 0.4, 6)):
+        chosen = choose(n, colluding=c, dropouts=dropouts, minimum=u_min, dimension=1)
+        assert (chosen.n_min, chosen.survives) == (u_min, n - u_min)
+    sparse = choose(200, colluding=20, dropouts=0.1, minimum=150, dimension=1)
+    assert (sparse.n_min, sparse.survives) == (180, 20)
+
+
+ONE_SUM = "must be from 7 to 10 of 10 participants, 3 of them colluding, or one round could give two sums"
 REFUSED = [
     (
         {"n": 10, "colluding": 9},
@@ -284,7 +308,7 @@ def test_refusal_says_which_number_to_change_to_which_value(asked, words, hint):
 
 
 FORGED = [
-    ({"threshold": 6}, "secagg.threshold, must be from 7 to 7 shares, found 6; nothing planned", "threshold = 7"),
+    ({"threshold": 6}, "secagg.threshold, must be 7 shares, found 6; nothing planned", "threshold = 7"),
     (
         {"n_min": 6},
         f"secagg.n_min, {ONE_SUM}, found 6; nothing planned",
@@ -292,8 +316,8 @@ FORGED = [
     ),
     (
         {"neighbours": 9},
-        "secagg.neighbours, must be from 0 to 8 of the 10 in a session, found 9; nothing planned",
-        "neighbours = 8",
+        "secagg.neighbours, must be from 0 to 7 of the 9 in a session, found 9; nothing planned",
+        "neighbours = 7",
     ),
 ]
 

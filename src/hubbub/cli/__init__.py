@@ -11,6 +11,8 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
     governance.py  keys, federation, dataset, propose, approve, incident; governance_arguments.py, governance_lists.py
     acts.py        which log they are about: a home's, or a coordinator's over the wire
     enrolment.py   enrol, admit
+    processes.py   coordinate, join, recover
+    deployment.py  submit, status, fetch; resume, stop, release with --at; deployment_arguments.py, show_deployment.py
     show.py        tables and the progress bar
     template/      what `hubbub new` writes
 

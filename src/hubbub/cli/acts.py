@@ -17,7 +17,9 @@ from hubbub.governance.enrolment import client_credentials, read_membership
 
 Kind = TypeVar("Kind", bound=AnyAnswer)
 SECONDS = 30.0
-"""How long a coordinator may take to answer."""
+"""How long a coordinator may take to answer what it knows."""
+LONG = 900.0
+"""How long it may take where it asks its participants first, or loads a study."""
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def _remote(options: argparse.Namespace) -> Acts:
     return RemoteActs(read_membership(path), path.parent, path.stem, connection(options))
 
 
-def connection(options: argparse.Namespace) -> Callable[[bytes], bytes]:
+def connection(options: argparse.Namespace, seconds: float = SECONDS) -> Callable[[bytes], bytes]:
     """Sends commands to the coordinator that `--at` is about, as the holder of `--key`.
 
     Raises:
@@ -77,18 +79,18 @@ def connection(options: argparse.Namespace) -> Callable[[bytes], bytes]:
     credentials, tuning = Credentials(*end), Tuning(limit=2 * PART_BYTES)
 
     def ask(command: bytes) -> bytes:
-        return send_command(membership.address, credentials, command, seconds=SECONDS, tuning=tuning)
+        return send_command(membership.address, credentials, command, seconds=seconds, tuning=tuning)
 
     return ask
 
 
-def asked(options: argparse.Namespace, order: Command, kind: type[Kind]) -> Kind:
+def asked(options: argparse.Namespace, order: Command, kind: type[Kind], *, seconds: float = SECONDS) -> Kind:
     """Ask the coordinator that `--at` is about; what it refuses is raised here.
 
     Raises:
         HubbubError: It refuses, does not answer, or answers something else.
     """
-    answer = read_answer(connection(options)(order.encode()))
+    answer = read_answer(connection(options, seconds)(order.encode()))
     if isinstance(answer, Failed):
         raise answer.error()
     if not isinstance(answer, kind):

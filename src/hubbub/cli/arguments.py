@@ -202,7 +202,11 @@ def _add_study_commands(commands: Any) -> None:
         add_at(parser)
     verify = _add(commands, "verify", "check a bundle, offline", _lazy("commands", "verify"))
     verify.add_argument("folder", metavar="BUNDLE", help="folder that `hubbub release` made")
-    verify.add_argument("--policy", metavar="FILE", help="whose keys are believed (default: those in the bundle)")
+    verify.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="whose keys are believed: a policy, or a membership (default: those in the bundle)",
+    )
     verify.add_argument("--no-recompute", action="store_true", help="check all but plan and epsilon: faster")
     verify.add_argument("--json", action="store_true", help="print for a machine")
 

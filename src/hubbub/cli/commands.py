@@ -5,9 +5,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubbub.errors import InputError
+
+if TYPE_CHECKING:
+    from hubbub.tlog import Policy
 
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -91,11 +94,21 @@ def verify(options: argparse.Namespace) -> None:
     """Check a bundle."""
     from hubbub.cli import checks
     from hubbub.release.verify import verify_bundle
-    from hubbub.tlog.policy import parse_policy
 
-    policy = parse_policy(_bytes(Path(options.policy))) if options.policy else None
+    policy = _policy(Path(options.policy)) if options.policy else None
     found = verify_bundle(Path(options.folder), policy=policy, recompute=not options.no_recompute)
     checks.verified(found, as_json=options.json)
+
+
+def _policy(path: Path) -> "Policy":
+    """Whose keys are believed: as a policy file says, or a membership."""
+    if path.suffix == ".membership":
+        from hubbub.governance.enrolment import read_membership
+
+        return read_membership(path).witnesses
+    from hubbub.tlog.policy import parse_policy
+
+    return parse_policy(_bytes(path))
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,19 +1,18 @@
-"""coordinate, join, recover, submit, status; and resume, stop, release of runs that are elsewhere."""
+"""submit, status, fetch; and resume, stop, release of runs that are elsewhere: what people ask a coordinator."""
 
 import argparse
-import fcntl
-import logging
-import signal
+import re
 import sys
-import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
-from hubbub.cli.acts import asked
+import msgspec
+
+from hubbub.cli.acts import LONG, asked
+from hubbub.cli.plain import plain
 from hubbub.engine.commands import (
+    FILE_PATH,
     Done,
     FetchFile,
     FilePart,
@@ -26,107 +25,15 @@ from hubbub.engine.commands import (
     Status,
     SubmitStudy,
 )
-from hubbub.errors import InputError, RefusedError
+from hubbub.errors import HostError, InputError, RefusedError, VerificationError
+
+if TYPE_CHECKING:
+    from hubbub.release import ReleaseClaim
 
 EVERY = 0.5
-"""Seconds between looks at a run that is waited for."""
-
-
-# --- processes
-
-
-def coordinate(options: argparse.Namespace) -> None:
-    """Run a coordinator until it is told to stop."""
-    from hubbub.engine.away import Deadlines
-    from hubbub.engine.coordinate import Coordinating
-    from hubbub.engine.direct import Credentials, DirectServer, Spool
-    from hubbub.engine.home import server_credentials
-    from hubbub.governance.enrolment import check_address
-
-    home = Path(options.folder)
-    deadlines = Deadlines(stage=options.stage, training=options.training, patience=options.patience)
-    hosts = [check_address(options.address), *options.host]
-    credentials = Credentials(*server_credentials(home, hosts, now=int(time.time())))
-    with _held(home, "coordinator.lock"), _told_to_stop() as stop:
-        coordinating = Coordinating(home, deadlines)
-        server = DirectServer(
-            credentials,
-            coordinating.identify,
-            spool=Spool(home / "spool"),
-            address=options.address,
-            command=coordinating.command,
-        )
-        coordinating.attach(server)
-        print(f"hubbub: the coordinator of {home} listens at {options.address}", file=sys.stderr, flush=True)
-        for run in options.resume:
-            coordinating.go_on(run)
-        stop.wait()
-        coordinating.close()
-
-
-def join(options: argparse.Namespace) -> None:
-    """Run a participant until it is told to stop."""
-    from hubbub.engine.direct import Credentials, Spool, serve
-    from hubbub.governance.enrolment import client_credentials
-    from hubbub.participant.folder import SiteFolder
-    from hubbub.participant.host import Host
-
-    folder = SiteFolder(Path(options.folder))
-    membership = folder.membership()
-    credentials = Credentials(*client_credentials(folder.keys(), membership, now=int(time.time())))
-    with _held(folder.path, "site.lock"), _told_to_stop() as stop:
-        Host.warm()
-        host = Host(folder, lambda: int(time.time()))
-        print(f"hubbub: {host.name} dials {membership.address}", file=sys.stderr, flush=True)
-        serve(membership.address, credentials, host.answer, stop=stop, spool=Spool(folder.path / "spool"))
-        host.close()
-
-
-@contextmanager
-def _held(folder: Path, name: str) -> Generator[IO[bytes]]:
-    """Keep a folder to this process.
-
-    Raises:
-        RefusedError: Another process has it.
-    """
-    with (folder / name).open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RefusedError(
-                f"{folder}, must be used by one process, found another; nothing started", hint="end the other one first"
-            ) from None
-        yield file
-
-
-@contextmanager
-def _told_to_stop() -> Generator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; diagnostics go to standard error."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="hubbub: %(message)s")
-    stop = threading.Event()
-
-    def tell(_number: int, _frame: object) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def recover(options: argparse.Namespace) -> None:
-    """Have a participant take the maximum of its memory and the log, at its next start."""
-    from hubbub.participant.folder import SiteFolder
-
-    folder = SiteFolder(Path(options.folder))
-    with _held(folder.path, "site.lock"):
-        folder.ask_recovery()
-    print("at its next start this site charges every attempt in the log that it does not remember")
-
-
-# --- what people ask
+"""Seconds between looks at what is waited for."""
+PATIENCE = 120.0
+"""Seconds that participants are waited for."""
 
 
 def submit(options: argparse.Namespace) -> None:
@@ -139,15 +46,16 @@ def submit(options: argparse.Namespace) -> None:
     assert study.lock is not None  # noqa: S101, there is a plan
     lock = (study.lock_path or Path()).read_bytes()
     order = SubmitStudy(study_hash=plan.study_hash, code_hash=plan.code_hash, plan_hash=plan.hash, lock=lock)
-    started = asked(options, order, Started)
-    print(started.run)
+    started = asked(options, order, Started, seconds=LONG)
     if options.wait:
         _wait(options, started.run)
+    else:
+        print(f"{started.run}: started")
 
 
 def resume(options: argparse.Namespace) -> None:
     """Have a run go on."""
-    started = asked(options, ResumeRun(options.folder), Started)
+    started = asked(options, ResumeRun(options.folder), Started, seconds=LONG)
     print(f"run {started.run} goes on")
 
 
@@ -161,8 +69,29 @@ def status(options: argparse.Namespace) -> None:
     """Show who is there and what goes on."""
     from hubbub.cli import show, show_deployment
 
-    found = asked(options, ShowStatus(), Status)
+    found = asked(options, ShowStatus(), Status) if options.wait is None else _connected(options, options.wait)
     (show.json if options.json else show_deployment.status)(found)
+
+
+def _connected(options: argparse.Namespace, fewest: int = 0) -> Status:
+    """The status once enough participants are connected; a coordinator that does not listen now is waited for."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            found = asked(options, ShowStatus(), Status)
+        except HostError:
+            if time.monotonic() > until:
+                raise
+        else:
+            if len(found.connected) >= fewest:
+                return found
+            if time.monotonic() > until:
+                raise RefusedError(
+                    f"coordinator, must have {fewest} participants connected within {PATIENCE:g} s, "
+                    f"found {', '.join(found.connected) or 'none'}",
+                    hint="look at what the others' hubbub join says",
+                )
+        time.sleep(EVERY)
 
 
 def release(options: argparse.Namespace) -> None:
@@ -170,13 +99,27 @@ def release(options: argparse.Namespace) -> None:
     out = Path(options.out or f"{options.folder}-bundle")
     if out.exists():
         raise InputError(f"{out}, must be a new folder, found one that is there; nothing released", hint="--out DIR")
-    asked(options, ReleaseRun(options.folder), Done)
+    asked(options, ReleaseRun(options.folder), Done, seconds=LONG)
     names = asked(options, FetchFile(options.folder, "bundle", 0), FilePart).names
     for name in names:
-        path = out / name
+        path = _inside(out, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_fetched(options, options.folder, f"bundle/{name}"))
     print(f"released: {out}; anybody can check it: hubbub verify {out}")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file below a folder, where it is, whatever a coordinator calls it.
+
+    Raises:
+        VerificationError: It would lie elsewhere.
+    """
+    if re.fullmatch(FILE_PATH, name) is None:
+        raise VerificationError(
+            f"coordinator, must name files of a bundle, found {name!r}; it was not written",
+            hint="tell the others: no bundle has such a file",
+        )
+    return folder / name
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -199,17 +142,30 @@ def _wait(options: argparse.Namespace, run: str) -> None:
     """Show how a run goes on until it does not."""
     from hubbub.cli import show_deployment
 
+    print(f"hubbub: run {run} has begun", file=sys.stderr)
     with show_deployment.progress(run) as tell:
-        while True:
-            told = next(one for one in asked(options, ShowStatus(), Status).runs if one.run == run)
-            tell(told)
-            if told.state != "running":
-                break
+        while (told := _told(options, run)) is None or told.state == "running":
+            if told is not None:
+                tell(told)
             time.sleep(EVERY)
     if told.state != "finished":
-        raise RefusedError(told.words or f"run {run}, has {told.state}", hint="hubbub status")
-    _print_ended(told)
+        raise RefusedError(
+            told.words or f"run {run}, must finish, found it {told.state}", hint=f"hubbub resume {run} --at MEMBERSHIP"
+        )
+    print(plain(f"{run}: finished, {show_deployment.outcome(told, _claim(options, run))}"))
 
 
-def _print_ended(told: RunStatus) -> None:
-    print(f"run {told.run}: {told.rounds} rounds, {told.attempts} attempts charged, model {told.model_hash[:16]}")
+def _claim(options: argparse.Namespace, run: str) -> "ReleaseClaim":
+    from hubbub.release import ReleaseClaim
+
+    try:
+        return msgspec.json.decode(_fetched(options, run, "claim.json"), type=ReleaseClaim)
+    except msgspec.DecodeError as error:
+        raise InputError(
+            f"claim of {run}, must be one, {error}", hint="both sides must run the same version of hubbub"
+        ) from None
+
+
+def _told(options: argparse.Namespace, run: str) -> RunStatus | None:
+    """What a coordinator says of a run; None while it has written nothing down yet."""
+    return next((one for one in _connected(options).runs if one.run == run), None)

@@ -6,16 +6,16 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from hubbub.cli.acts import asked, opened, state_of
+from hubbub.cli.acts import LONG, asked, opened, state_of
 from hubbub.cli.budget import chosen_home
 from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
-from hubbub.engine.commands import OfferStudy, ShowStatus, Status, StudyOffers
+from hubbub.engine.commands import Offer, OfferStudy, ShowStatus, Status, StudyOffers
 from hubbub.engine.home import salts
 from hubbub.errors import InputError
 from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
@@ -159,11 +159,10 @@ def _offered(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
     """The study with a lock of what participants elsewhere hold, and the commitments that they answered with."""
     study = load_study(options.study)
     order = OfferStudy(study_hash=study.settings.approved_hash(), code_hash=study.code_hash)
-    offers = asked(options, order, StudyOffers).offers
+    print("hubbub: asking who holds this study, which each loads with its records", file=sys.stderr)
+    offers = asked(options, order, StudyOffers, seconds=LONG).offers
     held = [offer for offer in offers if not offer.refused]
-    for offer in offers:
-        if offer.refused:
-            print(f"hubbub: {offer.participant} does not take part: {offer.refused}", file=sys.stderr)
+    _tell_without(offers, [card.name for card in state_of(options).roster().members])
     sizes = {offer.parameters for offer in held}
     if len(sizes) != 1:
         raise InputError(
@@ -181,6 +180,15 @@ def _offered(options: argparse.Namespace) -> tuple[Study, dict[str, str]]:
     if study.lock_path is not None:
         write_lock(study.lock_path, lock)
     return study.with_lock(lock), {offer.participant: offer.data_commitment for offer in held}
+
+
+def _tell_without(offers: Sequence[Offer], roster: Sequence[str]) -> None:
+    """Say who will be in no plan of this study, and why; a study is proposed without them."""
+    refused = {offer.participant: f"refuses: {offer.refused}" for offer in offers if offer.refused}
+    absent = dict.fromkeys(roster, "did not answer") | {offer.participant: "" for offer in offers}
+    for name, why in sorted((absent | refused).items()):
+        if why:
+            print(f"hubbub: {name} {why}; it is not in this plan", file=sys.stderr)
 
 
 def propose_release(options: argparse.Namespace) -> None:

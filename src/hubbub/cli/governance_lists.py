@@ -152,6 +152,9 @@ def _print_rows(rows: Sequence[Mapping[str, object]], headers: tuple[str, ...], 
     if as_json:
         json(rows)
         return
+    if not rows:
+        print("none")
+        return
     table = Table(box=box.SIMPLE_HEAD)
     for header in headers:
         table.add_column(header, no_wrap=header == headers[0], overflow="fold")  # ids are typed again

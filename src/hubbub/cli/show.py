@@ -145,13 +145,11 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
             else [{**msgspec.structs.asdict(line), "planned": planned[line.dataset]} for line in lines]
         )
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for header in ("dataset", "protects", "grant", "spent", "of", "left", "delta", "runs"):
-        table.add_column(
-            header, no_wrap=header == "dataset", justify="right" if header in {"spent", "of", "left"} else "left"
-        )
-    if planned is not None:
-        table.add_column("had it been planned", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    headers = ["dataset", "protects", "grant", "spent", "of", "left", "delta", "runs"]
+    for header in headers if planned is None else [*headers, "planned"]:
+        is_number = header in {"spent", "of", "left", "planned"}
+        table.add_column(header, no_wrap=header != "runs", justify="right" if is_number else "left")
     for name, line in _grouped(lines):
         spent, budget = line.epsilon_spent, line.epsilon_budget
         left = max(budget - spent, 0) if spent is not None and budget is not None else None

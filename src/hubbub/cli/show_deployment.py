@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hubbub.engine.commands import RunStatus, Status
+from hubbub.release import ReleaseClaim
 
 
 def status(found: Status) -> None:
@@ -26,6 +27,13 @@ def status(found: Status) -> None:
         rounds = f"{run.rounds} of {run.of}"
         runs.add_row(run.run, run.study, run.state, rounds, str(run.attempts), Text(run.words, overflow="fold"))
     out.print(runs if found.runs else "no run yet")
+
+
+def outcome(told: RunStatus, claim: ReleaseClaim) -> str:
+    """What became of a finished run, in one line."""
+    measured = "".join(f"{name} {value:.4f}, " for name, value in claim.metrics.items())
+    spent = "infinite" if claim.epsilon_spent is None else f"{claim.epsilon_spent:.4f}"
+    return f"{measured}epsilon {spent}, {told.rounds} rounds, {told.attempts} attempts charged"
 
 
 @contextmanager

@@ -12,6 +12,11 @@
     running.py     one run from reservation to claim, wherever its participants are
     embedded.py    `run`, `resume`, `stop`: everybody in this process
     workers.py     who trains there: this process, or some that were forked from it
+    coordinate.py  a coordinator's process, but for its carrier: orders, one run at a time
+    away.py        the participants of a run behind a carrier: who is there, charge, head, session, deadlines
+    cosign.py      a head, cosigned by the participants that are there
+    commands.py    what people ask of a coordinator, on the wire; answering.py, status.py: what it answers
+    remote.py      a coordinator's log from afar, verified and kept; acts.py: here or there; enrol.py: memberships
     heads.py       signed heads of the log, and those that witnesses have cosigned
     publish.py     `release_run`: gate, log entry, quorum, bundle
 

@@ -24,7 +24,7 @@ from hubbub.coordinator.sums import MakeSum, SecureSum, Sum
 from hubbub.engine.cosign import Cosigners
 from hubbub.engine.home import Receipts
 from hubbub.engine.record import Record, events_of
-from hubbub.engine.running import Running, Secagg
+from hubbub.engine.running import Hosts, Running, Secagg
 from hubbub.engine.transport import Reply, Transport
 from hubbub.errors import HubbubError, RefusedError, WaitingError
 from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
@@ -81,6 +81,8 @@ class SitesAway:
         deadlines: How long is waited.
         evidence: Of the machine that this runs on; empty if there is none.
     """
+
+    hosts: Hosts = "own"
 
     def __init__(
         self, transport: Transport, key: SigningKey, receipts: Receipts, deadlines: Deadlines, evidence: bytes = b""

@@ -88,8 +88,11 @@ class Failed(Answer, frozen=True, tag="failed"):
         return kinds.get(self.exit_code, InputError)(_one_line(self.message), hint=_one_line(self.hint))
 
 
-Word = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
-FilePath = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}\Z")]
+_WORD: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+FILE_PATH: Final = rf"\A{_WORD}(/{_WORD}){{0,9}}\Z"
+"""A file below a run's directory, and nowhere else; a log's tiles lie deep."""
+Word = Annotated[str, Meta(pattern=rf"\A{_WORD}\Z")]
+FilePath = Annotated[str, Meta(pattern=FILE_PATH)]
 Count = Annotated[int, Meta(ge=0, lt=2**62)]
 
 

@@ -23,7 +23,7 @@ from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.home import home_folder, open_log, open_log_key, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
-from hubbub.engine.running import Running, RunResult, Secagg
+from hubbub.engine.running import Hosts, Running, RunResult, Secagg
 from hubbub.engine.workers import Alone, Pool, Workers
 from hubbub.errors import InputError
 from hubbub.eventlog import EventLog
@@ -199,6 +199,8 @@ class SitesHere:
     Args:
         prepared: The study, with everybody's slots.
     """
+
+    hosts: Hosts = "one"
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared

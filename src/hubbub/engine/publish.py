@@ -68,7 +68,9 @@ def release_run(folder: str | Path, *, out: str | Path | None = None, cosign: Co
             except HubbubError as error:
                 raise RefusedError(
                     f"run {facts.run}, must be released under a quorum of witnesses, {error.message}; not released",
-                    hint=f"hubbub log witness DIR --key FILE, by more of them; then hubbub release {folder}",
+                    hint="hubbub status shows who is connected; try again when more are"
+                    if cosign
+                    else f"hubbub log witness DIR --key FILE, by more of them; then hubbub release {folder}",
                 ) from None
             write_bundle(bundle, files, store=log.store, checkpoint=head, policy=policy, key=key)
         finally:

@@ -52,6 +52,7 @@ from hubbub.release.bundle import as_json
 from hubbub.tlog import Signer, sign_checkpoint
 
 Secagg = Literal["run", "elide", "none"]
+Hosts = Literal["one", "own"]
 EVALUATIONS = 100
 """Most points at which a run is measured on the test records."""
 
@@ -94,7 +95,13 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Sites(Protocol):
-    """The participants of one run, wherever they are."""
+    """The participants of one run, wherever they are.
+
+    Attributes:
+        hosts: Whether they are on one host, in this process, or each on its own.
+    """
+
+    hosts: Hosts
 
     def secagg(self, plan: Plan) -> Secagg:
         """Whether sums are secure, in the clear though the plan says secure, or in the clear by plan."""
@@ -261,6 +268,7 @@ class Running:
             code_hash=self.plan.code_hash,
             noise_source=self.noise_source,
             secagg=self.sites.secagg(self.plan),
+            hosts=self.sites.hosts,
             is_test_public=self.prepared.is_test_public,
             versions=_versions(),
         )

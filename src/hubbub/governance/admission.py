@@ -69,7 +69,9 @@ def _check_request(state: State, act: Act, card: Card, time: int) -> None:
     """Refuse an act that this holder may not ask for, or that does not fit the state."""
     proposers = state.rule(act, card.key_id).propose
     if not any(state.is_one_of(card, selector, act) for selector in proposers) and not _is_next(state, act, card, time):
-        raise refuse(_words(card), f"may not ask for {act.kind}, only {_either(proposers)} may", card.role, "ask one")
+        raise refuse(
+            _words(card), f"may not ask for {act.kind}, only {_either(proposers)} may", card.role, "ask one of them"
+        )
     check_act(act, state, time)
 
 
@@ -86,7 +88,9 @@ def _check_decider(state: State, case: Case, card: Card) -> None:
         raise refuse(card.name, "decides once", f"a second decision on {case.id[:16]}", "hubbub approvals")
     if not any(state.is_one_of(card, selector, case.act) for selector in case.rule.approve):
         deciders = _either(tuple(case.rule.approve))
-        raise refuse(_words(card), f"may not decide on {case.act.kind}, only {deciders} may", card.role, "ask one")
+        raise refuse(
+            _words(card), f"may not decide on {case.act.kind}, only {deciders} may", card.role, "ask one of them"
+        )
 
 
 def _check_still_asked(state: State, case: Case, time: int) -> None:

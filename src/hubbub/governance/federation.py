@@ -203,7 +203,7 @@ class Federation(State):
         if self.is_sandbox:
             return None
         now = max(now, self.latest)  # a clock that is behind the log makes nothing last longer
-        what, hint = f"release of {run}", f"hubbub propose release {run}"
+        what, hint = f"release of {run}", "hubbub propose release DIR, the folder of the run"
         asked = [(case, act) for case, act in self.cases_of(ReleaseModel) if act.run == run]
         same = [case for case, act in asked if (act.model_hash, act.claim_hash) == (model_hash, claim_hash)]
         if asked and not same:

@@ -201,6 +201,7 @@ class Host:
         study = self._folder.study(offered.study_hash, offered.code_hash)
         slots, learner = self._load(study)
         commitment = commit(slots, self._folder.salt())
+        _host_log.info("%s holds study %s, with %d slots", self.name, study.settings.study.name, len(slots))
         return StudyHeld(slots=len(slots), data_commitment=commitment, parameters=learner.dimension)
 
     def _load(self, study: Study) -> tuple[Slots, Learner]:
@@ -231,6 +232,7 @@ class Host:
         joined = Joined(offered, study, plan, slots, commit(slots, self._folder.salt()), learner)
         self._check_attested(offered.evidence)
         self._admit(joined)
+        _host_log.info("%s takes part in run %s: epsilon %s", self.name, offered.run, plan.epsilon)
         return joined
 
     def _check_attested(self, data: bytes) -> None:

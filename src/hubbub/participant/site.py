@@ -3,7 +3,8 @@
 Rules it enforces, in this order:
 
 1. a message belongs to this run and this plan;
-2. (round, attempt) is one that the plan has and only ever grows, so no noise and no sample is asked for twice;
+2. (round, attempt) is one that the plan has and only ever grows, so no noise and no sample is asked for twice; no
+   more attempts are entered than the plan has, charged or not;
 3. the charge for (run, round, attempt) is durable *before* the contribution exists;
 4. what is sent is clipped, encoded and noised where this side owes noise; nothing else leaves;
 5. where sums are masked it leaves masked, in a session that `secagg.Client` has checked.
@@ -107,6 +108,7 @@ class Participant:
         self._masking = masking
         self._model: bytes | None = None
         self._mark = last_mark
+        self._entered = max(last_mark[0] - 1, 0)
 
     def receive(self, data: bytes, learner: Learner) -> bytes | None:
         """Answer one message of the coordinator; None where it needs no answer.
@@ -154,7 +156,8 @@ class Participant:
         if self._masking is not None:
             own = self._masking.own_session(*attempt, opened.parameters)
             reply = self._masking.client.open(opened.payload, own)
-            self._mark, self._model = attempt, opened.parameters
+            self._enter(attempt)
+            self._model = opened.parameters
             return reply
         if attempt <= self._mark:
             raise RoundError(
@@ -162,19 +165,26 @@ class Participant:
                 f"attempt {attempt[1]} after {self._mark}; nothing sent, no budget spent",
                 hint="a retry is a new attempt",
             )
-        self._mark = attempt
+        self._enter(attempt)
         self._charge(*attempt)
         return Work(opened.parameters, *attempt)
 
     def _check_planned(self, round_number: int, attempt: int) -> None:
-        """No more sessions than the plan has: each is one more chance for who picks dropouts."""
-        plan = self._plan
-        if not (1 <= round_number <= plan.rounds and 1 <= attempt <= plan.retries + 1):
+        """No more attempts than the plan has, charged or not: each is one more chance for who picks dropouts."""
+        plan, is_again = self._plan, (round_number, attempt) == self._mark
+        is_planned = 1 <= round_number <= plan.rounds and 1 <= attempt <= plan.retries + 1
+        if not (is_planned and self._entered < plan.attempts + is_again):
             raise RoundError(
                 f"{self.name}, must be asked for one of {plan.rounds} rounds and {plan.retries} retries, "
-                f"found round {round_number} attempt {attempt}; nothing sent, no budget spent",
+                f"found round {round_number} attempt {attempt} after {self._entered} attempts; "
+                "nothing sent, no budget spent",
                 hint="both sides must run the same plan",
             )
+
+    def _enter(self, attempt: tuple[int, int]) -> None:
+        """The same attempt again counts once."""
+        self._entered += attempt != self._mark
+        self._mark = attempt
 
     def _continue(self, message: RoundContinued) -> bytes | Work | None:
         if self._masking is None or self._model is None or (message.round_number, message.attempt) != self._mark:

@@ -68,6 +68,12 @@ SECAGG = {
 }
 
 
+HOSTS = {
+    "one": "one process ran all of it",
+    "own": "each participant on a host of its own, says the coordinator",
+}
+
+
 class Approval(msgspec.Struct, frozen=True, kw_only=True):
     """One approval of the study that was run; `key` is the first 16 digits of the signer's key id."""
 
@@ -152,7 +158,7 @@ def make_claim(
     is_certifiable = start.noise_source == "os" and start.secagg != "elide"
     return ReleaseClaim(
         format=1,
-        federation=_stands_behind(federation, start.run),
+        federation=_stands_behind(federation, start),
         approvals=_approvals(federation, start.run),
         sentence=_sentence(plan, settings, spent, lifetime, start, claims),
         certifiable=is_certifiable,
@@ -197,13 +203,13 @@ def make_claim(
     )
 
 
-def _stands_behind(federation: Federation, run: str) -> str:
+def _stands_behind(federation: Federation, start: RunStarted) -> str:
     if federation.is_sandbox:
         return SANDBOX
-    study = federation.study_of(run)
+    study = federation.study_of(start.run)
     organisations = {card.organisation for card in federation.in_force()}
     approved = "nobody approved this run" if study is None else f"approved for the purpose {study.purpose}"
-    return f"federation {federation.name} of {len(organisations)} organisations, {approved}; one process ran all of it"
+    return f"federation {federation.name} of {len(organisations)} organisations, {approved}; {HOSTS[start.hosts]}"
 
 
 def _approvals(federation: Federation, run: str) -> tuple[Approval, ...]:

@@ -100,16 +100,23 @@ class Checks:
         self.name = name
         self._roster = roster
         self._parameters = parameters
-        if len(roster.members) > parameters.n:
-            raise InputError(
-                f"{name}, must have thresholds for its whole roster of {len(roster.members)}, found them for "
-                f"{parameters.n}; nothing sent",
-                hint="plan again with everybody in the roster",
-            )
         self._last_mark = last_mark
         self._pinned = pinned
         self._pinned_min = pinned_min
         self._held: Held | None = None
+        self._check_whole_roster()
+
+    # --- before any session ---
+
+    def _check_whole_roster(self) -> None:
+        """Whoever could pick a cohort from a larger roster would pick the corrupt, all c of them."""
+        roster, planned = len(self._roster.members), self._parameters.n
+        if roster > planned:
+            raise InputError(
+                f"{self.name}, must have thresholds for its whole roster of {roster}, found them for {planned}; "
+                "nothing sent",
+                hint="plan again with everybody in the roster",
+            )
 
     # --- message 0, open ---
 

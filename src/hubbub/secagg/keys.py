@@ -40,9 +40,13 @@ def enc(*fields: Field) -> bytes:
     """
     pieces: list[bytes | memoryview] = []
     for field in fields:
-        piece = field.to_bytes(8) if isinstance(field, int) else field.encode() if isinstance(field, str) else field
+        piece = field if isinstance(field, bytes) else _plain(field)
         pieces += (len(piece).to_bytes(4), piece)
     return b"".join(pieces)
+
+
+def _plain(field: Field) -> bytes | memoryview:
+    return field.to_bytes(8) if isinstance(field, int) else field.encode() if isinstance(field, str) else field
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from hubbub.secagg.keys import SIGNATURE_BYTES, Field, SigningKey, digest, enc, 
 
 SUITE: Final = "X25519 Ed25519 HKDF-SHA256 ChaCha20-Poly1305 AES-256-CTR uint32"
 _INTEGER_BYTES = 8
+_LENGTH = struct.Struct(">I")
 
 Bytes32 = Annotated[bytes, 32]
 Signature = Annotated[bytes, SIGNATURE_BYTES]
@@ -31,10 +32,12 @@ class Part(msgspec.Struct, frozen=True):
 
     def encode(self) -> bytes:
         """The fields in order, each with its length before it."""
-        return enc(*(_field(getattr(self, name)) for name in self.__struct_fields__))
+        return enc(*map(_field, msgspec.structs.astuple(self)))
 
 
 def _field(value: Any) -> Field:
+    if isinstance(value, bytes):  # most are
+        return value
     if isinstance(value, Part):
         return value.encode()
     return enc(*map(_field, value)) if isinstance(value, tuple) else value
@@ -223,11 +226,12 @@ class Evidence(msgspec.Struct, frozen=True):
 Read = TypeVar("Read", bound=Part)
 
 
-def read(kind: type[Read], data: bytes) -> Read:
+def read(kind: type[Read], data: bytes | memoryview) -> Read:
     """Read one part, strictly.
 
     Guarantees:
-        What is returned encodes to `data` again: no byte is skipped and none has two readings.
+        What is returned encodes to `data` again: no byte is skipped and none has two readings. An attachment is
+        not copied: it shows the bytes of `data`.
 
     Raises:
         InputError: The bytes are not exactly of this type.
@@ -236,23 +240,23 @@ def read(kind: type[Read], data: bytes) -> Read:
 
 
 def _read_part(kind: type[Read], data: memoryview) -> Read:
-    pieces = _cut(data)
-    fields = [reader(piece) for reader, piece in zip(_readers(kind), pieces, strict=False)]
-    if len(fields) != len(_readers(kind)) or next(pieces, None) is not None:
-        raise _malformed(f"{len(_readers(kind))} fields in {kind.__name__.lower()}", "another number")
+    pieces, readers = _cut(data), _readers(kind)
+    fields = [reader(piece) for reader, piece in zip(readers, pieces, strict=False)]
+    if len(fields) != len(readers) or next(pieces, None) is not None:
+        raise _malformed(f"{len(readers)} fields in {kind.__name__.lower()}", "another number")
     return kind(*fields)
 
 
 def _cut(data: memoryview) -> Iterator[memoryview]:
-    at = 0
-    while at < len(data):
-        if len(data) - at < 4:  # noqa: PLR2004, a length is 4 bytes
-            raise _malformed("a length of 4 bytes before each field", f"{len(data) - at} bytes")
-        (size,) = struct.unpack_from(">I", data, at)
-        at += 4 + size
-        if at > len(data):
-            raise _malformed(f"a field of {size} bytes", f"{size - at + len(data)} bytes")
-        yield data[at - size : at]
+    at, end = 0, len(data)
+    while at < end:
+        if end - at < _LENGTH.size:
+            raise _malformed("a length of 4 bytes before each field", f"{end - at} bytes")
+        (size,) = _LENGTH.unpack_from(data, at)
+        start, at = at + _LENGTH.size, at + _LENGTH.size + size
+        if at > end:
+            raise _malformed(f"a field of {size} bytes", f"{end - start} bytes")
+        yield data[start:at]
 
 
 Reader = Callable[[memoryview], Any]
@@ -271,13 +275,17 @@ def _reader(annotation: Any) -> Reader:
         return functools.partial(_read_many, item=_reader(arguments[0]))
     if isinstance(annotation, type) and issubclass(annotation, Part):
         return functools.partial(_read_part, annotation)
-    return {int: _read_integer, str: _read_string}.get(annotation, _read_bytes)
+    return {int: _read_integer, str: _read_string, bytes | memoryview: _read_view}.get(annotation, _read_bytes)
 
 
 def _read_bytes(data: memoryview, size: int | None = None) -> bytes:
-    if size not in (None, len(data)):
+    if size is not None and size != len(data):
         raise _malformed(f"{size} bytes in a field", f"{len(data)}")
     return bytes(data)
+
+
+def _read_view(data: memoryview) -> memoryview:
+    return data
 
 
 def _read_many(data: memoryview, item: Reader) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 Up to 128 participants everybody holds shares of everybody. Above, each chooses k holders at random after it saw
 the adverts; k is the smallest for which a server that picks adverts, dropouts and survivors, with all c corrupt
-keys, opens a second sum with probability at most 2^-50 in a session.
+keys, opens a second sum with probability at most 2^-40 in a run, 2^-50 in a session (less where a run has over 1024).
 
 *Trust:* public; a participant runs `check` on what it is given before it enters a session.
 """
@@ -20,8 +20,11 @@ from hubbub.errors import PlanError
 
 LARGEST_COMPLETE = 128
 LARGEST = 10_000
-SECRECY = -50.0
-"""Log2 of the chance, per session, that more than one sum is opened: 2^-40 in 1024 sessions."""
+SECRECY = -40.0
+"""Log2 of the chance, in all sessions of a run together, that more than one sum of one of them is opened."""
+
+SESSIONS = 1024
+"""Sessions that every plan's thresholds are good for, however few it has: 2^-50 in each."""
 
 HONEST = 2
 """Fewest honest participants in a sum, in a block, and among the shares of noise."""
@@ -67,8 +70,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def survives(self) -> int:
-        """Dropouts that a session of all n still completes with."""
-        return self.n - self.u_min
+        """Dropouts, at whatever stage, that a session still completes with."""
+        return self.n - max(self.n_min, self.u_min)
 
     def threshold_for(self, adverts: int) -> int:
         """Shares that give a secret back in a session of so many participants."""
@@ -78,10 +81,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Consents, of any survivors, that one set of survivors needs before anybody unmasks: no two get as many."""
         return majority(adverts, self.colluding)
 
-    def check(self) -> None:
-        """Refuse, as PlanError, thresholds with which the server could open more than one sum."""
+    def check(self, sessions: int = SESSIONS) -> None:
+        """Refuse, as PlanError, thresholds with which the server could open more than one sum in so many sessions."""
         n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
-        one_sum = f"of {n} participants, {self.colluding} colluding, so that two groups cannot make two sums"
+        one_sum = f"of {n} participants, {self.colluding} of them colluding, or one round could give two sums"
         _within("cohort.size", n, (2, LARGEST), "participants")
         _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
         _within("secagg.dimension", self.dimension, (1, 2**32), "coordinates")
@@ -91,12 +94,13 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         _within("secagg.neighbours", k, (0, max(self.n_min - 2, 0)), f"of the {self.n_min} in a session")
         _within("secagg.block", self.block, (self.colluding + HONEST, n) if self.block else (0, 0), "participants")
         _within("secagg.threshold", self.threshold, (2, k + 1) if k else (needed, needed), "shares")
-        adverts = np.arange(self.n_min, n + 1)
-        if k and (reached := failure(adverts, self.colluding, k=k, t=self.threshold)) > SECRECY:
+        adverts, most = np.arange(self.n_min, n + 1), secrecy(sessions)
+        if k and (reached := failure(adverts, self.colluding, k=k, t=self.threshold)) > most:
+            found = search(n, self.n_min, self.colluding, n - self.n_min, most=most)
             raise PlanError(
-                f"secagg.threshold, must keep the chance of a second sum at most 2^{SECRECY:.0f} in a session, found "
+                f"secagg.threshold, must keep the chance of a second sum at most 2^{most:.0f} in a session, found "
                 f"2^{reached:.2f} with {self.threshold} of {k + 1} holders; nothing planned",
-                hint="neighbours = {}, threshold = {}".format(*search(n, self.n_min, self.colluding, n - self.n_min)),
+                hint="neighbours = {}, threshold = {}".format(*found),
             )
 
 
@@ -118,6 +122,15 @@ def majority(members: int, corrupt: int) -> int:
     return (members + corrupt) // 2 + 1
 
 
+def secrecy(sessions: int) -> float:
+    """Log2 of the chance that each of so many sessions may have: the server may have any of them drawn again.
+
+    >>> secrecy(60), secrecy(2000)
+    (-50.0, -51.0)
+    """
+    return SECRECY - math.ceil(math.log2(max(sessions, SESSIONS)))
+
+
 def choose(
     n: int,
     *,
@@ -128,13 +141,14 @@ def choose(
     org_min: int = 1,
     distributed: bool = False,
     in_blocks: bool = False,
+    sessions: int = SESSIONS,
 ) -> Parameters:
     """The thresholds of a plan for n participants, of whom `colluding` work with the server.
 
     A round still completes when the fraction `dropouts` leaves. `minimum` is the fewest inputs in a sum, by default
     nine in ten or what secrecy needs; `org_min` the fewest organisations in a session. With `distributed` noise
     somebody counts as colluding: whoever subtracts its own share of it. `in_blocks`: sums are of whole blocks, and a
-    dropout takes its block along.
+    dropout takes its block along. `sessions`: most that a participant enters in a run.
 
     Raises:
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
@@ -145,18 +159,18 @@ def choose(
     block = colluding + HONEST if in_blocks else 0
     lost = _lost(n, dropped, block)
     least = n - (lost if in_blocks else n // 10)
+    u_min = max(needed, least) if minimum is None else minimum
     draft = Parameters(
-        n=n, n_min=max(n - dropped, needed), u_min=max(needed, least) if minimum is None else minimum, threshold=needed,
+        n=n, n_min=u_min if n <= LARGEST_COMPLETE else max(n - dropped, needed), u_min=u_min, threshold=needed,
         neighbours=0, colluding=colluding, org_min=org_min, dimension=dimension, block=block,
     )  # fmt: skip
     draft.check()
-    u_min = draft.u_min
     if lost > draft.survives:
         spared = max(count for count in range(n) if _lost(n, count, block) <= draft.survives)
         fits = f"minimum = {n - lost}" if n - lost >= needed else f"dropouts = {1000 * spared // n / 1000}"
         left = f"found {dropouts!r}, which leaves {max(n - lost, 0)}"
         raise PlanError(f"cohort.dropouts, must leave {u_min} of {n} participants, {left}; nothing planned", hint=fits)
-    k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped)
+    k, t = (0, needed) if n <= LARGEST_COMPLETE else search(n, draft.n_min, colluding, dropped, most=secrecy(sessions))
     return msgspec.structs.replace(draft, neighbours=k, threshold=t)
 
 
@@ -167,12 +181,12 @@ def _lost(n: int, dropped: int, block: int) -> int:
     return min(n, block * dropped + n % block)
 
 
-def search(n: int, n_min: int, corrupt: int, dropped: int) -> tuple[int, int]:
+def search(n: int, n_min: int, corrupt: int, dropped: int, *, most: float) -> tuple[int, int]:
     """The smallest k, with its largest correct t, that is secret in every session; (0, t) if only everybody will do."""
     adverts = np.arange(n_min, n + 1)
     for k in range(2, n_min - 1):
         t = _largest_correct(n, dropped, k)
-        if failure(adverts[:1], corrupt, k=k, t=t) <= SECRECY and failure(adverts, corrupt, k=k, t=t) <= SECRECY:
+        if failure(adverts[:1], corrupt, k=k, t=t) <= most and failure(adverts, corrupt, k=k, t=t) <= most:
             return k, t
     return 0, majority(n, corrupt)
 
@@ -224,7 +238,8 @@ def _log2_choose(n: Many, k: Many) -> Floats:
 
 def _within(where: str, found: int, limits: tuple[int, int], what: str) -> None:
     if not limits[0] <= found <= limits[1]:
+        allowed = f"from {limits[0]} to {limits[1]}" if limits[0] < limits[1] else f"{limits[0]}"
         raise PlanError(
-            f"{where}, must be from {limits[0]} to {limits[1]} {what}, found {found!r}; nothing planned",
+            f"{where}, must be {allowed} {what}, found {found!r}; nothing planned",
             hint=f"{where.rpartition('.')[2]} = {min(max(found, limits[0]), limits[1])}",
         )

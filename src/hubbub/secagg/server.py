@@ -153,7 +153,7 @@ class Server:
             raise self._refusal(f"takes no attachment to {envelope.kind!r}", f"{len(envelope.attachment)} bytes")
         earlier = self._answers[envelope.kind].get(name)
         if earlier is None:
-            self._take(name, body, bytes(envelope.attachment))
+            self._take(name, body, envelope.attachment)
             self._answers[envelope.kind][name] = signed
         elif earlier.body != signed.body:
             self._blame(name, f"two answers {envelope.kind!r} in one session", earlier.encode(), data)
@@ -206,7 +206,9 @@ class Server:
 
     # --- taking answers ---
 
-    def _take(self, name: str, body: Advert | Dealing | Header | Consent | Unmask, attachment: bytes) -> None:
+    def _take(
+        self, name: str, body: Advert | Dealing | Header | Consent | Unmask, attachment: bytes | memoryview
+    ) -> None:
         match body:
             case Advert():
                 self._take_advert(body)
@@ -246,7 +248,7 @@ class Server:
             raise self._refusal("takes shares that their dealer committed to", f"others from {dealing.participant!r}")
         self._edges[place], self._leaves[place], self._levels[place] = row, tuple(leaves), levels
 
-    def _take_vector(self, place: int, header: Header, data: bytes) -> None:
+    def _take_vector(self, place: int, header: Header, data: bytes | memoryview) -> None:
         dimension = self._parameters.dimension
         if (header.adverts, header.edges, header.dimension) != (self._adverts_hash, self._edges_hash, dimension):
             raise self._refusal("takes vectors masked on its own graph", f"another from {header.participant!r}")

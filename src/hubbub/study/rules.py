@@ -51,7 +51,7 @@ def _sums(settings: Settings) -> type_of_rule:
             "cohort.participants",
             "masked sums are over the whole roster",
             f"participants = {settings.cohort.participants!r}",
-            'participants = "everyone", or noise = "server"',
+            'participants = "everyone"' + (', or noise = "server"' if privacy.noise == "distributed" else ""),
         )
 
 

@@ -1,0 +1,133 @@
+"""What people ask of a coordinator over a real connection, and what a dishonest one cannot do to them."""
+
+import importlib.util
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hubbub.cli import deployment as commands
+from hubbub.cli import main
+from hubbub.engine.away import Deadlines
+from hubbub.engine.commands import Done, FetchFile, FilePart, ReleaseRun, read_command
+from hubbub.engine.coordinate import Coordinating
+from hubbub.engine.direct import Credentials, DirectServer, Spool, serve
+from hubbub.engine.home import server_credentials
+from hubbub.governance.enrolment import client_credentials, read_membership
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+deployment = load(Path(__file__).parents[1] / "engine" / "deployment.py")
+
+
+class Listening:
+    """A deployment whose coordinator listens; people type."""
+
+    def __init__(self, root, command=None):
+        self.world = deployment.Deployment(root)
+        self.coordinating = Coordinating(self.world.home, Deadlines(stage=5, training=20, patience=1))
+        self.server = DirectServer(
+            Credentials(*server_credentials(self.world.home, ["localhost"], now=int(time.time()))),
+            self.coordinating.identify,
+            spool=Spool(root / "spool"),
+            command=command or self.coordinating.command,
+        )
+        self.coordinating.attach(self.server)
+        self.world.address = f"localhost:{self.server.port}"
+        self.world.keys["scientist"].save(root / "scientist.key")
+        self.at = ["--key", str(root / "scientist.key"), "--at", str(self.admitted("scientist"))]
+        self.stop, self.threads = threading.Event(), []
+
+    def admitted(self, name):
+        return self.world.admit(name, self.world.root / f"{name}.membership")
+
+    def join(self, name):
+        """A participant that has nothing to say."""
+        end = client_credentials(self.world.keys[name], read_membership(self.admitted(name)), now=int(time.time()))
+        arguments = (self.world.address, Credentials(*end), lambda _: None)
+        options = {"stop": self.stop, "spool": Spool(self.world.root / f"spool-{name}")}
+        self.threads.append(threading.Thread(target=serve, args=arguments, kwargs=options))
+        self.threads[-1].start()
+
+    def close(self):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        self.coordinating.close()
+        self.server.close()
+
+
+@pytest.fixture
+def listening(tmp_path):
+    made = []
+
+    def listen(command=None):
+        made.append(Listening(tmp_path, command))
+        return made[0]
+
+    yield listen
+    for one in made:
+        one.close()
+
+
+def test_status_waits_until_enough_participants_are_connected(listening, capsys, monkeypatch):
+    here = listening()
+    assert main(["status", "--wait", "0", *here.at]) == 0
+    assert "a absent b absent" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(commands, "PATIENCE", 0.5)
+    here.join("a")
+    assert main(["status", "--wait", "2", *here.at]) == 1
+    assert "must have 2 participants connected within 0.5 s, found a" in capsys.readouterr().err
+    monkeypatch.setattr(commands, "PATIENCE", 60.0)
+    here.join("b")
+    assert main(["status", "--wait", "2", *here.at]) == 0
+    assert "a connected b connected c absent" in " ".join(capsys.readouterr().out.split())
+
+
+def test_status_waits_for_a_coordinator_that_does_not_listen_yet(listening, capsys, monkeypatch):
+    here = listening()
+    here.server.close()
+    monkeypatch.setattr(commands, "PATIENCE", 1.0)
+    started = time.monotonic()
+    assert main(["status", "--wait", "0", *here.at]) == 2
+    assert time.monotonic() - started > 1
+    assert "must answer within 30 s, found 'unavailable'" in capsys.readouterr().err
+
+
+def test_a_coordinator_cannot_name_a_file_outside_the_bundle(listening, tmp_path, capsys):
+    names = ["../evil", "/tmp/evil", "log/../../evil", ".bashrc", "a/./b", "model\n", ""]
+
+    def dishonest(_who, data):
+        match read_command(data):
+            case ReleaseRun():
+                return Done().encode()
+            case FetchFile():
+                return FilePart(b"evil", is_last=True, names=(names[0],)).encode()
+
+    here = listening(dishonest)
+    before = set(tmp_path.rglob("*"))
+    while names:
+        assert main(["release", "run-1", "--out", str(tmp_path / "bundle"), *here.at]) == 3, names[0]
+        assert "must name files of a bundle, found" in capsys.readouterr().err
+        names.pop(0)
+    assert {path for path in set(tmp_path.rglob("*")) - before if path.is_file()} == set()
+    assert not Path("/tmp/evil").exists()
+
+
+def test_who_did_not_answer_is_named_when_a_study_is_proposed(listening, capsys):
+    here = listening()
+    here.join("a")
+    main(["status", "--wait", "1", *here.at])
+    capsys.readouterr()
+    assert main(["propose", "study", str(here.world.study_folder), *here.at]) == 2
+    err = capsys.readouterr().err
+    assert "a did not answer; it is not in this plan" in err
+    assert "e did not answer; it is not in this plan" in err
+    assert "found 0 participants" in err
