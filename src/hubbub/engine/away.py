@@ -94,6 +94,7 @@ class SitesAway:
         self._evidence = evidence
         self._joined: dict[str, int] = {}
         self._refused: dict[str, tuple[int, float]] = {}
+        self._signed: set[str] = set()
         self._is_halted = threading.Event()
 
     def halt(self) -> None:
@@ -143,8 +144,8 @@ class SitesAway:
         self._gather(coordinator.round_number)
         self._check_halted()
         self._running.charge(self._record, coordinator.round_number, coordinator.attempt + 1)
-        self._head = self._cosigned_by_quorum()
-        online = self._show(self._joined)
+        self._cosign_by_quorum()
+        online = self._show(self._joined.keys() & self._signed)  # who came back since follows the next head
         if len(online) < self._fewest:
             raise self._waiting(f"{self._fewest} participants that follow its log", ", ".join(sorted(online)) or "none")
         opened = coordinator.open(sorted(online))
@@ -246,9 +247,8 @@ class SitesAway:
         waiting = {name: at for name, (at, until) in self._refused.items() if now < until}
         known = self._joined | waiting
         new = {name: at for name, at in sites.items() if name in running.plan.slots and known.get(name) != at}
-        if not new:
+        if not new or not self._cosign():  # a head that no quorum has cosigned is refused by everybody
             return
-        self._head = self._cosigned()
         plan, lock = running.plan, running.prepared.study.lock
         offer = RunOffered(
             run=running.name,
@@ -258,13 +258,15 @@ class SitesAway:
             lock=msgspec.json.encode(lock, order="sorted"),
             evidence=self._evidence,
         )
-        asked = dict.fromkeys(self._show(new), encode_message(offer))
+        asked = dict.fromkeys(self._show(new.keys() & self._signed), encode_message(offer))
         for name, reply in self._transport.ask(asked, seconds=self._deadlines.training):
             message = read_reply(reply)
             if isinstance(message, Done):
                 self._joined[name] = new[name]
+                self._refused.pop(name, None)
             elif isinstance(message, Refused):
                 self._refused[name] = (new[name], time.monotonic() + AGAIN)
+                self._joined.pop(name, None)
                 self._note_refusal(name, round_number, message.code)
 
     def _show(self, names: Collection[str]) -> set[str]:
@@ -282,25 +284,23 @@ class SitesAway:
                 self._note_refusal(name, 0, message.code)
         return {name for name, message in replies.items() if isinstance(message, Done)}
 
-    def _cosigned_by_quorum(self) -> Note:
-        """The newest head with the cosignatures of a quorum, which is waited for: somebody may be coming back."""
+    def _cosign_by_quorum(self) -> None:
+        """Have the newest head cosigned by a quorum, which is waited for: somebody may be coming back."""
         until = time.monotonic() + self._deadlines.patience
-        while True:
-            note, policy = self._cosigned(), self._policy
-            signed = [party.name for party in policy.witnesses if party.key.signed_at(note) is not None]
-            if policy.is_quorum(signed):
-                return note
+        while not self._cosign():
             self._check_halted()
             if time.monotonic() > until:
-                raise self._waiting(f"a quorum of {len(policy.witnesses)} witnesses", ", ".join(signed) or "none")
+                raise self._waiting("a quorum of witnesses", ", ".join(sorted(self._signed)) or "none")
             time.sleep(0.05)
 
-    def _cosigned(self) -> Note:
-        """The newest head with the cosignatures of those who are there."""
-        running = self._running
+    def _cosign(self) -> bool:
+        """Have the newest head cosigned by those who are there; whether they are a quorum."""
+        running, policy = self._running, self._policy
         running.log.flush()
-        keys = {party.name: party.key for party in self._policy.witnesses}
-        return self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
+        keys = {party.name: party.key for party in policy.witnesses}
+        self._head = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
+        self._signed = {name for name, key in keys.items() if key.signed_at(self._head) is not None}
+        return policy.is_quorum(sorted(self._signed))
 
     def _check_halted(self) -> None:
         if self._is_halted.is_set():
