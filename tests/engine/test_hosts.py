@@ -281,8 +281,9 @@ def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, m
     world.wires.spoil = spoil
     told = world.go()
     assert told.state == "interrupted"
+    run = world.run
     world.start()
-    world.resume(world.command, world.run)
+    world.resume(world.command, run)
     told = world.ended(world.command, world.run)
     assert (told.state, told.rounds, told.attempts) == ("finished", 4, 5), told
     (failed,) = world.events(RoundFailed)
@@ -447,7 +448,10 @@ def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_pa
     assert done == [2, 4]
     before = {one for one in world.sent if one[0] == "c"}
     if recovery == "ask":
+        asked = []
+        world.wires.spoil = lambda name, _stage, message: asked.append(name) or message
         assert world.go().state == "finished"
+        assert set(asked) == {"a", "b", "d", "e"}  # it says so when it is offered the run: nobody counts on it
         assert {one for one in world.sent if one[0] == "c"} == before
         assert any("must remember every attempt of its runs" in line["error"] for line in world.refusals("c"))
         world.hosts["c"]._folder.ask_recovery()
