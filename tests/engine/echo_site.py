@@ -6,13 +6,14 @@ from pathlib import Path
 
 from hubbub.engine.direct import Credentials, Spool, Tuning, serve
 
-address, folder, keepalive = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
-credentials = Credentials(*((folder / name).read_bytes() for name in ("authority", "certificate", "key")))
-serve(
-    address,
-    credentials,
-    lambda question: question,
-    stop=threading.Event(),
-    spool=Spool(folder),
-    tuning=Tuning(keepalive=keepalive),
-)
+if __name__ == "__main__":
+    address, folder, keepalive = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+    credentials = Credentials(*((folder / name).read_bytes() for name in ("authority", "certificate", "key")))
+    serve(
+        address,
+        credentials,
+        lambda question: question,
+        stop=threading.Event(),
+        spool=Spool(folder),
+        tuning=Tuning(keepalive=keepalive),
+    )

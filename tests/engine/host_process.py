@@ -23,7 +23,7 @@ from hubbub.cli import main
 from hubbub.messages import Contribution, RoundContinued, RoundOpened, decode_message
 from hubbub.secagg.messages import Envelope, read
 
-CONTROL = Path(sys.argv[1])
+CONTROL = Path(sys.argv[1] if __name__ == "__main__" else ".")
 LONGEST = 50.0
 """Seconds at a gate that nobody opens."""
 

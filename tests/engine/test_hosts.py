@@ -256,7 +256,7 @@ def test_with_too_few_sites_the_run_waits_by_name_and_goes_on_when_they_are_back
     world.wires.spoil = spoil
     told = world.go()
     assert told.state == "interrupted"
-    assert "waits for 4 participants, found a, b, c; nothing more asked, it stays reserved" in told.words
+    assert "waits for 4 participants and a quorum of 6 witnesses, found a, b, c; nothing more asked" in told.words
     world.wires.spoil, world.wires.away = (lambda *spoiled: spoiled[2]), set()
     world.resume(world.command, world.run)
     told = world.ended(world.command, world.run)
