@@ -1,6 +1,6 @@
 """Simulated federations: hubbub beside pfl 0.6 and Flower 1.42's simulation on the same two cores, by turns.
 
-    python benchmarks/engine.py [W1] [W2] [W3] [--repeats 3]
+    python benchmarks/engine.py [W1] [W2] [W3] [--repeats 3] [--minutes 25] [--without-check]
 
 engines/workloads.py says what is trained; each engine is a process of its own with its own script there. hubbub is
 `hubbub.run` with all that it does: secret Poisson cohorts, exact noise, ledger and log on disk, accounting, metrics;
@@ -21,6 +21,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ GOALS = {"W1": (10, 50), "W2": (1.7, 15), "W3": (1, 2)}
 ROUNDS = {"W1": 30, "W2": 20, "W3": 8}
 EXACT_ROUNDS, EXACT_CLIENTS, TOLERANCE = 2, 20, 0.01
 MINUTES = 10
+EVERYBODY = "hubbub, all 1000"
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,21 @@ def play(engine: Engine, workload: Workload, **options: Any) -> Played:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_weights(workload: Workload) -> dict[str, list[str]]:
-    """Stop if the engines do not reach the same weights; print how far they are apart. Returns their packages."""
+def check_weights(workload: Workload) -> None:
+    """Stop if the engines do not reach the same weights; print how far they are apart."""
     first = np.concatenate([part.detach().numpy().ravel() for part in torch_model(workload).parameters()])
-    reached, packages = {}, {}
+    reached = {}
     for engine in ENGINES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.npy"
             few = {"rounds": EXACT_ROUNDS, "clients": EXACT_CLIENTS, "cohort": EXACT_CLIENTS}
-            packages[engine.script] = play(engine, workload, exact=True, weights=path, **few)["packages"]
+            play(engine, workload, exact=True, weights=path, **few)
             reached[engine.name] = np.load(path)
     moved = np.linalg.norm(reached["hubbub"] - first)
     for name, weights in reached.items():
         apart = float(np.linalg.norm(weights - reached["hubbub"]) / moved)
         print(f"  {workload.name} without noise, {name}: within {apart:.0e} of the way that hubbub's weights moved")
         assert apart < TOLERANCE, f"{workload.name}: {name} and hubbub reach other weights"
-    return packages
 
 
 def milliseconds(played: Played) -> float:
@@ -148,19 +150,20 @@ def compare(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> list[R
     ]
 
 
-def measure(workload: Workload, repeats: int) -> list[Result]:
-    turns: dict[str, list[Played]] = {engine.name: [] for engine in ENGINES}
-    everybody: list[Played] = []
-    for repeat in range(repeats):
-        for engine in ENGINES if repeat % 2 else reversed(ENGINES):
-            turns[engine.name].append(play(engine, workload))
-        if workload.name == "W1":
-            everybody.append(play(HUBBUB, workload, cohort=workload.clients, rounds=10))
-    shown = turns | ({"hubbub, all 1000": everybody} if everybody else {})
-    show(workload, shown)
+def take_turn(workload: Workload, turns: dict[str, list[Played]], *, is_odd: bool) -> None:
+    """Every engine once, in one order or the other."""
+    for engine in ENGINES if is_odd else reversed(ENGINES):
+        turns[engine.name].append(play(engine, workload))
+    if workload.name == "W1":
+        turns[EVERYBODY].append(play(HUBBUB, workload, cohort=workload.clients, rounds=10))
+
+
+def found(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> list[Result]:
+    """What the turns of one workload say."""
+    show(workload, turns)
     results = compare(workload, turns)
-    if everybody:
-        grows = ratios(everybody, turns["hubbub"])
+    if workload.name == "W1":
+        grows = ratios(turns[EVERYBODY], turns["hubbub"])
         results.append(Result("W1, a round of 1000 clients / of 100", grows, "<= 6 x", is_headline=True))
     if workload.name == "W2":
         grown = [one["grown"] for one in turns["hubbub"]]
@@ -173,13 +176,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="W", help="W1, W2, W3 (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=25, help="for all turns: there are fewer if they take longer")
+    parser.add_argument("--without-check", action="store_true", help="do not compare weights first")
     asked = parser.parse_args()
     if unknown := set(asked.workloads) - WORKLOADS.keys():
         parser.error(f"workloads are W1, W2, W3, found {', '.join(sorted(unknown))}")
     chosen = [WORKLOADS[name] for name in asked.workloads or WORKLOADS]
-    packages = dict(item for workload in chosen for item in check_weights(workload).items())
-    results = [result for workload in chosen for result in measure(workload, asked.repeats)]
-    finish(results, machine("torch", "numpy"), ", ".join(packages["pfl"][:1] + packages["flower"][:2]))
+    for workload in [] if asked.without_check else chosen:
+        check_weights(workload)
+    turns: dict[str, dict[str, list[Played]]] = {workload.name: defaultdict(list) for workload in chosen}
+    started = time.monotonic()
+    for repeat in range(asked.repeats):
+        if repeat and time.monotonic() - started > 60 * asked.minutes * repeat / (repeat + 1):
+            break  # another turn would end too late
+        for workload in chosen:
+            take_turn(workload, turns[workload.name], is_odd=bool(repeat % 2))
+    results = [result for workload in chosen for result in found(workload, turns[workload.name])]
+    versions = [peers.version("pfl", "pfl"), peers.version("flower", "flwr", "ray")]
+    finish(results, machine("torch", "numpy"), *versions)
 
 
 if __name__ == "__main__":

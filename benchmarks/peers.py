@@ -1,4 +1,4 @@
-"""Environments of the others that hubbub is measured beside: one each in build/peers, made at the first use.
+"""Environments of the others that hubbub is measured beside, made at the first use in build/peers or HUBBUB_PEERS.
 
     python benchmarks/peers.py [opacus] [opendp] [pfl] [flare] [flower]
 
@@ -15,7 +15,7 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "build" / "peers"
+FOLDER = Path(os.environ.get("HUBBUB_PEERS", Path(__file__).resolve().parent.parent / "build" / "peers"))
 OWN = sysconfig.get_path("purelib")
 
 
@@ -53,13 +53,16 @@ def python(name: str) -> Path:
     """A peer's interpreter; its environment is made first if it is absent or of other versions."""
     peer, home = PEERS[name], FOLDER / name
     shared = [f"{package}=={importlib.metadata.version(package)}" for package in peer.shared]
-    wanted = "\n".join([*peer.packages, *peer.without_dependencies, *shared, OWN])
+    wanted = "\n".join([*peer.packages, *peer.without_dependencies, *shared])
     done = home / "installed"
+    library = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+    beside = library / "beside.pth"
+    if done.exists() and done.read_text() == wanted and beside.read_text() != OWN + "\n":
+        beside.write_text(OWN + "\n")  # another checkout's: the versions that both see are the same
     if not done.exists() or done.read_text() != wanted:
         print(f"installing {', '.join([*peer.packages[:3], *peer.without_dependencies])} in {home}", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
-        library = sysconfig.get_path("purelib", vars={"base": str(home)})
-        (Path(library) / "beside.pth").write_text(OWN + "\n")
+        beside.write_text(OWN + "\n")
         _install(home, *peer.packages, *shared)
         if peer.without_dependencies:
             _install(home, "--no-deps", *peer.without_dependencies)

@@ -8,7 +8,7 @@ when their vector is due, which costs the server most. Compute is CPU time. hubb
 every check. Flower signs nothing, so hubbub's signatures, with the hashes of the vectors that they are over, are
 shown apart: goals are before them, and the ratio with them stands beside. What Flower does besides aggregating is
 left out: clipping, weights and quantization on both sides, training, writing to the wire.
-Flower gets an environment of its own in build/peers/flower, made here with pip at the first run.
+Flower gets an environment of its own.
 
 Beside Flower: what a participant's masking costs over AES-256-CTR alone for as many masks, its upload, Shamir's
 combine with no coefficient in the cache, and one round of a thousand participants (left out with --quick).
@@ -22,7 +22,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import platform
 import resource
 import secrets
 import statistics
@@ -30,7 +29,6 @@ import subprocess
 import sys
 import time
 import types
-import venv
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,11 +36,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from goals import Result, finish, machine
+from peers import python as python_of
 
 # Nothing of hubbub up here: Flower's environment runs this file too.
 
-FLOWER = "flwr==1.41.0"
-PEER = Path(__file__).resolve().parent.parent / "build" / "peers" / "flower"
 STAGES = ("advert", "share", "masked", "consent", "unmask")
 MINUTES = 15
 
@@ -341,51 +339,14 @@ def play(whose: str, case: Case) -> dict[str, Any]:
 
 
 def run(whose: str, case: Case) -> dict[str, Any]:
-    python = PEER / "bin" / "python" if whose == "flower" else Path(sys.executable)
+    python = python_of("flower") if whose == "flower" else Path(sys.executable)
     command = [str(python), __file__, "--play", whose, json.dumps(asdict(case))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def install_peer() -> None:
-    """Flower in its own environment, with the numpy and cryptography that hubbub runs on."""
-    wanted = [FLOWER, *(f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "cryptography"))]
-    done = PEER / "installed"
-    if done.exists() and done.read_text() == "\n".join(wanted):
-        return
-    print(f"installing {', '.join(wanted)} in {PEER}", file=sys.stderr)
-    venv.create(PEER, with_pip=True, clear=True)
-    subprocess.run([PEER / "bin" / "pip", "install", "-qq", *wanted], check=True, stdout=sys.stderr)
-    done.write_text("\n".join(wanted))
-
-
 # --- the table ---
-
-
-@dataclass(frozen=True)
-class Row:
-    """A measured value and its goal."""
-
-    what: str
-    values: Sequence[float]
-    goal: float
-    unit: str
-    is_least: bool = False
-    """Whether the goal is the least allowed value; else it is the most."""
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the median reaches the goal."""
-        value = statistics.median(self.values)
-        return value >= self.goal if self.is_least else value <= self.goal
-
-    def __str__(self) -> str:
-        goal = f"{'>=' if self.is_least else '<='} {self.goal:g} {self.unit}"
-        spread = f"{min(self.values):.4g} to {max(self.values):.4g}" if len(self.values) > 1 else ""
-        verdict = "pass" if self.is_met else "MISS"
-        value = f"{statistics.median(self.values):.4g}"
-        return f"{self.what:62} {goal:>14} {value:>9}   {spread:20} {verdict}"
 
 
 def side(played: Mapping[str, Any], whose: str) -> tuple[float, float]:
@@ -407,10 +368,10 @@ def in_turns(case: Case, repeats: int) -> tuple[list[dict[str, Any]], list[dict[
 
 def compare(
     case: Case, ours: Sequence[Mapping[str, Any]], peers: Sequence[Mapping[str, Any]], goals: Mapping[str, float]
-) -> list[Row]:
+) -> list[Result]:
     """Print both sides' seconds; the ratios are those within each pair."""
     print(f"\n{case}, threshold {case.threshold}; CPU seconds, median and range")
-    rows: list[Row] = []
+    rows: list[Result] = []
     for whose, goal in goals.items():
         peer, own, signatures = (
             [side(one, whose)[at] for one in one_side] for one_side, at in ((peers, 0), (ours, 0), (ours, 1))
@@ -422,7 +383,9 @@ def compare(
         unsigned = [one / (other - less) for one, other, less in zip(peer, own, signatures, strict=True)]
         print(f"  {whose}, Flower over hubbub with signatures", end="")
         print(f" {statistics.median(ratios):.1f}   {min(ratios):.1f} to {max(ratios):.1f}")
-        rows.append(Row(f"{case}: {whose}, Flower / hubbub", unsigned, goal, "x", is_least=True))
+        named = f"{case}: {whose}, Flower / hubbub"
+        rows.append(Result(f"{named} before signatures", unsigned, f">= {goal:g} x", is_headline=True))
+        rows.append(Result(f"{named} with signatures", ratios, "x"))
     return rows
 
 
@@ -433,7 +396,7 @@ def masking(played: Mapping[str, Any]) -> tuple[float, float]:
     return seconds["masks"] / seconds["bare"], (seconds["masks"] + rest) / seconds["bare"]
 
 
-def large_round() -> Row:
+def large_round() -> Result:
     played = run("hubbub", with_threshold(LARGE))
     print(f"\n{LARGE}, {played['neighbours']} neighbours, threshold {played['threshold']}, everybody in one process")
     print(
@@ -442,7 +405,7 @@ def large_round() -> Row:
     for whose in ("clients", "server"):
         seconds, signatures = side(played, whose)
         print(f"  {whose}, CPU seconds {seconds:.1f}, of which signatures {signatures:.1f}")
-    return Row(f"{LARGE}: whole round, one core", [played["wall"] / 60], MINUTES, "min")
+    return Result(f"{LARGE}: whole round, one core", [played["wall"] / 60], f"<= {MINUTES} min")
 
 
 def with_threshold(case: Case) -> Case:
@@ -458,31 +421,25 @@ def main() -> None:
     if asked.play:
         print(json.dumps(play(asked.play[0], Case(**json.loads(asked.play[1])))))
         return
-    install_peer()
+    python_of("flower")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-    rows: list[Row] = []
+    rows: list[Result] = []
     for case, goals in ((WIDE, {"clients": 3, "server": 30}), (NARROW, {"clients": 2, "server": 100})):
         ours, peers = in_turns(with_threshold(case), asked.repeats)
         rows += compare(with_threshold(case), ours, peers, goals)
         if case is WIDE:
             added, whole = zip(*map(masking, ours), strict=True)
-            rows.append(Row(f"{case}: masks added / bare AES-256-CTR", added, 1.6, "x"))
-            rows.append(Row(f"{case}: all of mask() / bare AES-256-CTR", whole, 1.6, "x"))
-            rows.append(Row(f"{case}: upload / 4 d bytes", [one["upload"] for one in ours], 1.01, "x"))
+            rows.append(Result(f"{case}: masks added / bare AES-256-CTR", added, "<= 1.6 x"))
+            rows.append(Result(f"{case}: all of mask() / bare AES-256-CTR", whole, "<= 1.6 x"))
+            rows.append(Result(f"{case}: upload / 4 d bytes", [one["upload"] for one in ours], "<= 1.01 x"))
     combine = [1000 * seconds for seconds in shamir_combine(100, 67, 101)]
-    rows.append(Row("Shamir combine, 67 of 100, no coefficient cached", combine, 1, "ms"))
+    rows.append(Result("Shamir combine, 67 of 100, no coefficient cached", combine, "<= 1 ms"))
     if not asked.quick:
         rows.append(large_round())
 
-    print(f"\nPython {platform.python_version()}, {platform.machine()}, one core, {asked.repeats} repeats in turns")
-    for one in (ours[0], peers[0]):
-        print("  " + ", ".join(one["packages"]))
-    print(f"\n{'':62} {'goal':>14} {'median':>9}   {'range':20}")
-    for row in rows:
-        print(row)
-    raise SystemExit(not all(row.is_met for row in rows))
+    finish(rows, machine("numpy", "cryptography"), ", ".join(peers[0]["packages"]), f"one core, {asked.repeats} turns")
 
 
 if __name__ == "__main__":

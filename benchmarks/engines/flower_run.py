@@ -66,4 +66,4 @@ run_simulation(
         "init_args": {"num_cpus": asked.workers, "include_dashboard": False, "log_to_driver": False},
     },
 )
-laps.finish(final, "flwr", "ray", "torch", "numpy")
+laps.finish(final)

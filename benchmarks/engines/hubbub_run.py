@@ -58,4 +58,4 @@ with tempfile.TemporaryDirectory() as folder:
     assert result.rounds == asked.rounds
     assert asked.exact or (result.epsilon_spent or 99) <= 8
     model = load_file(out / "model.safetensors")
-laps.finish([model[name] for name, _ in torch_model(workload).named_parameters()], "hubbub", "torch", "numpy")
+laps.finish([model[name] for name, _ in torch_model(workload).named_parameters()])

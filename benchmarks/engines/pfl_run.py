@@ -117,6 +117,6 @@ FederatedAveraging().run(
     callbacks=[Evaluation(test, evaluation), Rounds()],
     send_metrics_to_platform=False,
 )
-laps.finish([value.detach().numpy() for value in net.parameters()], "pfl", "torch", "numpy")
+laps.finish([value.detach().numpy() for value in net.parameters()])
 for other in others:
     other.wait()

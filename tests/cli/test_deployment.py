@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hubbub.cli import deployment as commands
-from hubbub.cli import main
+from hubbub.cli import main, show_deployment
 from hubbub.engine.away import Deadlines
-from hubbub.engine.commands import Done, FetchFile, FilePart, ReleaseRun, read_command
+from hubbub.engine.commands import Done, FetchFile, FilePart, ReleaseRun, RunStatus, Status, read_command
 from hubbub.engine.coordinate import Coordinating
 from hubbub.engine.direct import Credentials, DirectServer, Spool, serve
 from hubbub.engine.home import server_credentials
@@ -131,3 +131,13 @@ def test_who_did_not_answer_is_named_when_a_study_is_proposed(listening, capsys)
     assert "a did not answer; it is not in this plan" in err
     assert "e did not answer; it is not in this plan" in err
     assert "found 0 participants" in err
+
+
+def test_status_shows_names_whole_and_no_terminal_obeys_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    name = "a-study-with-a-name-of-some-length-1234abcd"
+    run = RunStatus(run=name, study="study", state="interrupted", rounds=3, of=40, attempts=4, words="waits \x1b[2J")
+    show_deployment.status(Status(("a\x1b[2J",), ("b",), (run,)))
+    out = capsys.readouterr().out
+    assert name in out
+    assert "\x1b" not in out

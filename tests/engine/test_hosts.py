@@ -29,6 +29,7 @@ from hubbub.messages import (
     Refused,
     RoundContinued,
     RoundOpened,
+    RunOffered,
     decode_message,
     encode_message,
 )
@@ -229,6 +230,23 @@ def test_two_sites_lost_in_a_stage_end_the_attempt_by_name_and_the_next_one_comp
 
 
 @pytest.mark.slow
+def test_a_site_that_restarts_while_it_is_offered_the_run_is_offered_it_once_more(world):
+    offered, ask = [], world.wires.ask
+
+    def ask_again(messages, *, seconds):
+        for name, data in messages.items():
+            if isinstance(decode_message(data), RunOffered):
+                offered.append(name)
+                if name == "c" and offered.count("c") == 1:
+                    world.crash("c")  # a carrier asks whoever comes back again, with the same bytes
+        yield from ask(messages, seconds=seconds)
+
+    world.wires.ask = ask_again
+    assert world.go().state == "finished"
+    assert [line["code"] for line in world.refusals("c")] == ["round"]
+    assert {name: offered.count(name) for name in "abcde"} == dict.fromkeys("abde", 1) | {"c": 2}
+
+
 def test_with_too_few_sites_the_run_waits_by_name_and_goes_on_when_they_are_back(world):
     def spoil(_name, at, message):
         if at == 0 and message.round_number == 2:
@@ -263,8 +281,9 @@ def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, m
     world.wires.spoil = spoil
     told = world.go()
     assert told.state == "interrupted"
+    run = world.run
     world.start()
-    world.resume(world.command, world.run)
+    world.resume(world.command, run)
     told = world.ended(world.command, world.run)
     assert (told.state, told.rounds, told.attempts) == ("finished", 4, 5), told
     (failed,) = world.events(RoundFailed)
@@ -429,7 +448,10 @@ def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_pa
     assert done == [2, 4]
     before = {one for one in world.sent if one[0] == "c"}
     if recovery == "ask":
+        asked = []
+        world.wires.spoil = lambda name, _stage, message: asked.append(name) or message
         assert world.go().state == "finished"
+        assert set(asked) == {"a", "b", "d", "e"}  # it says so when it is offered the run: nobody counts on it
         assert {one for one in world.sent if one[0] == "c"} == before
         assert any("must remember every attempt of its runs" in line["error"] for line in world.refusals("c"))
         world.hosts["c"]._folder.ask_recovery()

@@ -59,7 +59,7 @@ BITES = {
     (LogGuard, "_check_keys_per_organisation", passes): {"sybils_of_one_organisation"},
     (LogGuard, "_check_charged", passes): {"uncharged_attempt"},
     (LogGuard, "_check_current", passes): {"rollback_and_old_head"},
-    (LogGuard, "_check_memory", passes): {"rollback_backup", "rollback_and_old_head"},
+    (LogGuard, "check_memory", passes): {"rollback_backup", "rollback_and_old_head"},
     (LogGuard, "_charge_first", passes): {"rollback_in_a_round"},
     (LogGuard, "_check_closing_record", passes): {"omitted_record"},
     (LogGuard, "_check_receipt", passes): {"left_out"},

@@ -251,6 +251,8 @@ def admit(accounts: Accounts, reserved: BudgetReserved, home: str, *, compose: b
         if grant is None:
             raise _no_budget(dataset, reserved)
         _check_fits(grant, reserved)
+        if grant.kind == "unbounded":
+            continue  # whoever approves a study decides alone
         if grant.kind == "schedule":
             _check_listed(grant, accounts.uses(dataset), reserved)
         if compose and (key := accounts.key(dataset)) not in known:
@@ -266,7 +268,7 @@ def _check_fits(grant: BudgetGranted, reserved: BudgetReserved) -> None:
             "nothing trained, nothing spent",
             hint=f"unit = {grant.unit!r} in study.toml",
         )
-    if not is_private(reserved):
+    if not is_private(reserved) and grant.kind != "unbounded":
         raise BudgetError(
             f"{grant.dataset}, has a budget of epsilon {grant.epsilon:g}, this study adds no noise; "
             "nothing trained, nothing spent",

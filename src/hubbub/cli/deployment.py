@@ -50,13 +50,13 @@ def submit(options: argparse.Namespace) -> None:
     if options.wait:
         _wait(options, started.run)
     else:
-        print(f"{started.run}: started")
+        print(plain(f"{started.run}: started"))
 
 
 def resume(options: argparse.Namespace) -> None:
     """Have a run go on."""
     started = asked(options, ResumeRun(options.folder), Started, seconds=LONG)
-    print(f"run {started.run} goes on")
+    print(plain(f"run {started.run} goes on"))
 
 
 def stop(options: argparse.Namespace) -> None:
@@ -142,7 +142,7 @@ def _wait(options: argparse.Namespace, run: str) -> None:
     """Show how a run goes on until it does not."""
     from hubbub.cli import show_deployment
 
-    print(f"hubbub: run {run} has begun", file=sys.stderr)
+    print(plain(f"hubbub: run {run} has begun"), file=sys.stderr)
     with show_deployment.progress(run) as tell:
         while (told := _told(options, run)) is None or told.state == "running":
             if told is not None:

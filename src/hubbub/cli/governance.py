@@ -188,7 +188,7 @@ def _tell_without(offers: Sequence[Offer], roster: Sequence[str]) -> None:
     absent = dict.fromkeys(roster, "did not answer") | {offer.participant: "" for offer in offers}
     for name, why in sorted((absent | refused).items()):
         if why:
-            print(f"hubbub: {name} {why}; it is not in this plan", file=sys.stderr)
+            print(plain(f"hubbub: {name} {why}; it is not in this plan"), file=sys.stderr)
 
 
 def propose_release(options: argparse.Namespace) -> None:

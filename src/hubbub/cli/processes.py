@@ -58,6 +58,7 @@ def join(options: argparse.Namespace) -> None:
     membership = folder.membership()
     credentials = Credentials(*client_credentials(folder.keys(), membership, now=int(time.time())))
     with _held(folder.path, "site.lock"), _told_to_stop() as stop:
+        Host.warm()
         host = Host(folder, lambda: int(time.time()))
         print(f"hubbub: {host.name} dials {membership.address}", file=sys.stderr, flush=True)
         serve(membership.address, credentials, host.answer, stop=stop, spool=Spool(folder.path / "spool"))

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
+from hubbub.cli.plain import cell, plain
 from hubbub.engine.commands import RunStatus, Status
 from hubbub.release import ReleaseClaim
 
@@ -18,14 +19,16 @@ def status(found: Status) -> None:
     out = Console()
     people = Table("participant", "is", box=box.SIMPLE_HEAD)
     for name in found.connected:
-        people.add_row(name, "connected")
+        people.add_row(cell(name), "connected")
     for name in found.absent:
-        people.add_row(name, "absent")
+        people.add_row(cell(name), "absent")
     out.print(people)
-    runs = Table("run", "study", "is", "rounds", "attempts", "because", box=box.SIMPLE_HEAD)
+    runs = Table(Column("run", no_wrap=True, min_width=_longest(found)), box=box.SIMPLE_HEAD)  # names are typed again
+    for header in ("study", "is", "rounds", "attempts", "because"):
+        runs.add_column(header, overflow="fold")
     for run in found.runs:
         rounds = f"{run.rounds} of {run.of}"
-        runs.add_row(run.run, run.study, run.state, rounds, str(run.attempts), Text(run.words, overflow="fold"))
+        runs.add_row(*map(cell, (run.run, run.study, run.state, rounds, str(run.attempts), run.words)))
     out.print(runs if found.runs else "no run yet")
 
 
@@ -36,12 +39,16 @@ def outcome(told: RunStatus, claim: ReleaseClaim) -> str:
     return f"{measured}epsilon {spent}, {told.rounds} rounds, {told.attempts} attempts charged"
 
 
+def _longest(found: Status) -> int:
+    return max((len(run.run) for run in found.runs), default=0)
+
+
 @contextmanager
 def progress(run: str) -> Generator[Callable[[RunStatus], None]]:
     """Show a run's rounds while the block goes on; give it each newer status."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(run, total=None)
+        task = bar.add_task(escape(plain(run)), total=None)
 
         def tell(told: RunStatus) -> None:
             bar.update(task, total=told.of, completed=told.rounds)

@@ -44,7 +44,7 @@ from hubbub.participant.opening import Opening
 from hubbub.planning import Plan
 from hubbub.secagg import SUITE, Member, Roster, Server, Session, SigningKey
 from hubbub.secagg.keys import sha256
-from hubbub.tlog import Note, sign_checkpoint
+from hubbub.tlog import Note, Policy, sign_checkpoint
 from hubbub.tlog.checkpoint import parse_checkpoint
 
 _log = logging.getLogger("hubbub.coordinator")
@@ -94,6 +94,7 @@ class SitesAway:
         self._evidence = evidence
         self._joined: dict[str, int] = {}
         self._refused: dict[str, tuple[int, float]] = {}
+        self._signed: set[str] = set()
         self._is_halted = threading.Event()
 
     def halt(self) -> None:
@@ -143,8 +144,8 @@ class SitesAway:
         self._gather(coordinator.round_number)
         self._check_halted()
         self._running.charge(self._record, coordinator.round_number, coordinator.attempt + 1)
-        self._head = self._cosigned(must=True)
-        online = self._show(self._joined)
+        self._cosign_by_quorum()
+        online = self._show(self._joined.keys() & self._signed)  # who came back since follows the next head
         if len(online) < self._fewest:
             raise self._waiting(f"{self._fewest} participants that follow its log", ", ".join(sorted(online)) or "none")
         opened = coordinator.open(sorted(online))
@@ -218,16 +219,23 @@ class SitesAway:
         return parameters.n_min
 
     def _gather(self, round_number: int) -> None:
-        """Wait until enough participants have joined the run, before anything is charged."""
+        """Wait until enough participants have joined the run and can cosign, before anything is charged."""
         until = time.monotonic() + self._deadlines.patience
         while True:
             self._offer(round_number)
-            if len(self._there()) >= self._fewest:
+            there, can_cosign = self._there(), self._policy.is_quorum(self._transport.sites())
+            if len(there) >= self._fewest and can_cosign:
                 return
             self._check_halted()
             if time.monotonic() > until:
-                raise self._waiting(f"{self._fewest} participants", ", ".join(sorted(self._there())) or "none")
-            time.sleep(0.05)
+                more = "" if can_cosign else f" and a quorum of {len(self._policy.witnesses)} witnesses"
+                raise self._waiting(f"{self._fewest} participants{more}", ", ".join(sorted(there)) or "none")
+            time.sleep(0.02)
+
+    @property
+    def _policy(self) -> Policy:
+        """Whose cosignatures a head needs now."""
+        return witness_policy(self._running.log.fold(Federation), self._running.key.verifier)
 
     def _there(self) -> set[str]:
         sites = self._transport.sites()
@@ -239,9 +247,8 @@ class SitesAway:
         waiting = {name: at for name, (at, until) in self._refused.items() if now < until}
         known = self._joined | waiting
         new = {name: at for name, at in sites.items() if name in running.plan.slots and known.get(name) != at}
-        if not new:
+        if not new or not self._cosign():  # a head that no quorum has cosigned is refused by everybody
             return
-        self._head = self._cosigned(must=False)
         plan, lock = running.plan, running.prepared.study.lock
         offer = RunOffered(
             run=running.name,
@@ -251,13 +258,15 @@ class SitesAway:
             lock=msgspec.json.encode(lock, order="sorted"),
             evidence=self._evidence,
         )
-        asked = dict.fromkeys(self._show(new), encode_message(offer))
+        asked = dict.fromkeys(self._show(new.keys() & self._signed), encode_message(offer))
         for name, reply in self._transport.ask(asked, seconds=self._deadlines.training):
             message = read_reply(reply)
             if isinstance(message, Done):
                 self._joined[name] = new[name]
+                self._refused.pop(name, None)
             elif isinstance(message, Refused):
                 self._refused[name] = (new[name], time.monotonic() + AGAIN)
+                self._joined.pop(name, None)
                 self._note_refusal(name, round_number, message.code)
 
     def _show(self, names: Collection[str]) -> set[str]:
@@ -275,17 +284,23 @@ class SitesAway:
                 self._note_refusal(name, 0, message.code)
         return {name for name, message in replies.items() if isinstance(message, Done)}
 
-    def _cosigned(self, *, must: bool) -> Note:
-        """The newest head with the cosignatures of those who are there; a quorum of them if it must be."""
-        running = self._running
+    def _cosign_by_quorum(self) -> None:
+        """Have the newest head cosigned by a quorum, which is waited for: somebody may be coming back."""
+        until = time.monotonic() + self._deadlines.patience
+        while not self._cosign():
+            self._check_halted()
+            if time.monotonic() > until:
+                raise self._waiting("a quorum of witnesses", ", ".join(sorted(self._signed)) or "none")
+            time.sleep(0.05)
+
+    def _cosign(self) -> bool:
+        """Have the newest head cosigned by those who are there; whether they are a quorum."""
+        running, policy = self._running, self._policy
         running.log.flush()
-        policy = witness_policy(running.log.fold(Federation), running.key.verifier)
         keys = {party.name: party.key for party in policy.witnesses}
-        note = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
-        signed = [name for name, key in keys.items() if key.signed_at(note) is not None]
-        if must and not policy.is_quorum(signed):
-            raise self._waiting(f"a quorum of {len(keys)} witnesses", ", ".join(signed) or "none")
-        return note
+        self._head = self._cosigners.cosign(sign_checkpoint(running.log.store, running.key), keys)
+        self._signed = {name for name, key in keys.items() if key.signed_at(self._head) is not None}
+        return policy.is_quorum(sorted(self._signed))
 
     def _check_halted(self) -> None:
         if self._is_halted.is_set():

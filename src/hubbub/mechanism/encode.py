@@ -113,13 +113,16 @@ def clamp(
     values: Float[np.ndarray, " params"] | Int[np.ndarray, " params"], largest: int
 ) -> Int[np.ndarray, " params"]:
     """Limit each coordinate to [-largest, largest] (1-Lipschitz, so no sensitivity grows)."""
+    is_integer = values.dtype.kind == "i"
+    if is_integer and -largest <= values.min(initial=0) and values.max(initial=0) <= largest:
+        return values  # as most are: to look takes a fraction of what a copy takes
     limited = np.maximum(np.minimum(values, largest), -largest)
-    return limited if limited.dtype.kind == "i" else limited.astype(np.int64)
+    return limited if is_integer else limited.astype(np.int64)
 
 
 def to_ring(values: Int[np.ndarray, " params"]) -> UInt32[np.ndarray, " params"]:
-    """Reduce integers modulo 2^32."""
-    return values.astype(np.uint32)
+    """Reduce integers modulo 2^32; without a copy where that changes no bit."""
+    return values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32)
 
 
 def from_ring(values: UInt32[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:

@@ -5,6 +5,7 @@
     studies/     studies that its owner has read; the only code that may run here, found by hash
     salt         of its data commitments
     memory.db    its copy of the log, its mark, its charges; witness.db: what it has cosigned
+    plans/       plans that it made itself
     recover      there while its owner wants the recovery; recovered: what that charged
     refusals     what it refused and why, one line of JSON each
 
@@ -29,10 +30,12 @@ from hubbub.governance.enrolment import Membership, read_membership
 from hubbub.governance.policy import SitePolicy, read_policy
 from hubbub.participant.commitment import SALT_BYTES
 from hubbub.participant.log_view import Mark
+from hubbub.planning import Plan
 from hubbub.study import Study
 from hubbub.study.store import find_study
+from hubbub.tlog.tiles import replace_file
 
-SITE, RECOVER = "site.toml", "recover"
+SITE, RECOVER, PLANS = "site.toml", "recover", "plans"
 DATA = "HUBBUB_DATA"
 """Variable by which a study's `data()` finds the records of the site that it runs at."""
 
@@ -125,6 +128,29 @@ class SiteFolder:
             CodeError: Its owner has put no such study there.
         """
         return find_study(self.path / self.settings.studies, study_hash, code_hash)
+
+    def plan(self, plan_hash: str, study: Study) -> Plan | None:
+        """A plan that this site made before from the same study; None if it made none, or keeps it no more."""
+        try:
+            plan = msgspec.json.decode((self.path / PLANS / f"{plan_hash}.json").read_bytes(), type=Plan)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        lock = study.current_lock
+        made_from = (plan.study_hash, plan.code_hash, plan.slots, plan.mechanism.dimension)
+        is_same = lock is not None and made_from == (
+            study.settings.approved_hash(),
+            lock.code_hash,
+            lock.slots,
+            lock.parameters,
+        )
+        return plan if is_same and plan.hash == plan_hash else None
+
+    def keep_plan(self, plan: Plan) -> None:
+        """Keep a plan that this site made, since making it takes seconds."""
+        path = self.path / PLANS / f"{plan.hash}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, msgspec.json.encode(plan))
 
     @property
     def may_recover(self) -> bool:

@@ -9,6 +9,8 @@ written down for its owner, and the coordinator is told a code.
 """
 
 import datetime as dt
+import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +132,13 @@ class Host:
         self._shown: Opening | None = None
         self._joined: Joined | None = None
 
+    @staticmethod
+    def warm() -> None:
+        """Import what takes seconds before anybody waits for it."""
+        for name in ("dp_accounting.rdp", "torch"):
+            if importlib.util.find_spec(name.partition(".")[0]) is not None:
+                importlib.import_module(name)
+
     def close(self) -> None:
         """Close its files; secrets of a session under way are forgotten."""
         self._joined = None
@@ -202,6 +211,7 @@ class Host:
 
     def _join(self, offered: RunOffered) -> Joined:
         """Everything that can be refused before a round is asked: code, data, plan, reservation, policy, budget."""
+        self._need_head()
         lock = _read_lock(offered.lock)
         study = self._folder.study(offered.study_hash, offered.code_hash).with_lock(lock)
         slots, learner = self._load(study)
@@ -212,7 +222,8 @@ class Host:
                 f"found {found[0]} and {found[1]}; nothing trained, nothing sent",
                 hint="propose the study again, with this site's slots",
             )
-        plan = make_plan(study)
+        plan = self._folder.plan(offered.plan_hash, study) or make_plan(study)
+        self._folder.keep_plan(plan)
         if plan.hash != offered.plan_hash or plan.secagg is None:
             raise PlanError(
                 f"{self.name}, must be offered the plan that follows from its study, with secure sums, "
@@ -222,6 +233,7 @@ class Host:
         joined = Joined(offered, study, plan, slots, commit(slots, self._folder.salt()), learner)
         self._check_attested(offered.evidence)
         self._admit(joined)
+        self.guard.check_memory()  # else it is counted on, and each attempt that it then refuses is charged
         _host_log.info("%s takes part in run %s: epsilon %s", self.name, offered.run, plan.epsilon)
         return joined
 
@@ -248,15 +260,19 @@ class Host:
         today = dt.datetime.fromtimestamp(self._clock(), dt.UTC).date()
         self._folder.policy().check(facts_of(view.federation, plan, settings), today=today)
 
+    def _need_head(self) -> Opening:
+        """The head that was shown last: a process that was started again has been shown none yet."""
+        if self._shown is None:
+            raise RoundError(
+                f"{self.name}, must be shown the log before it is asked for anything, found no head; nothing sent",
+                hint="show the newest head first: after a start this happens once",
+            )
+        return self._shown
+
     # --- rounds ---
 
     def _open(self, message: RoundOpened, data: bytes) -> bytes | None:
-        joined, shown = self._of(message.run), self._shown
-        if shown is None:
-            raise RoundError(
-                f"{self.name}, must be shown the log before it is asked into a session, found no head; nothing sent",
-                hint="show the newest head first",
-            )
+        joined, shown = self._of(message.run), self._need_head()
         session = read(Session, read(Envelope, message.payload).body)
         roster = self.guard.check(shown, session, self._clock(), joined.plan.reservation(message.run))
         self._admit(joined)

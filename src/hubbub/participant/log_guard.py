@@ -129,7 +129,7 @@ class LogGuard:
         self._check_organisations(roster)
         self._check_keys_per_organisation(roster)
         self._check_current(head)
-        self._check_memory(session)
+        self.check_memory(session)
         self._check_closing_record(session)
         self._check_receipt(session, opening)
         self._check_mark(session)
@@ -356,8 +356,8 @@ class LogGuard:
         is_current = self._is_compared or self._is_since(head, self._started)
         self._require(is_current, "must be shown, when it starts, a head that a quorum cosigned since", "an older one")
 
-    def _check_memory(self, session: Session) -> None:
-        """Only at the first session after a start: later on, what it does not know it was not asked for."""
+    def check_memory(self, session: Session | None = None) -> None:
+        """Only before the first session after a start: later on, what it does not know it was not asked for."""
         if not self._is_compared and (unknown := sorted(self._unknown(session))):
             raise self._refusal(
                 f"must remember every attempt of its runs when it starts, its mark is {self._memory.last.mark}",
