@@ -9,7 +9,8 @@ import torch
 from safetensors.numpy import load_file
 
 import hubbub
-from hubbub.errors import StudyError
+from hubbub.coordinator.step import ServerStep
+from hubbub.errors import RoundError, StudyError
 from hubbub.randomness import SeededRandomness
 from hubbub.secagg import client as clients
 
@@ -73,6 +74,19 @@ def test_weights_by_examples_give_the_mean_over_all_records(shifting, run):
 def test_equal_weights_give_the_mean_of_the_participants(shifting, run):
     found = weights(run(shifting(MASKED)))["w"]
     np.testing.assert_allclose(found, np.mean([usable(name).mean() for name in ROWS]), atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [-1, 76])
+def test_weights_that_nobody_can_have_move_no_model(shifting, weight):
+    study = shifting(MASKED, WEIGHED)
+    plan, before = hubbub.plan(study), np.zeros(3, dtype=np.float32)
+    scale = int(plan.mechanism.scale)
+    moved, _ = ServerStep(plan, study.settings.training).move(before, np.array([75 * scale, 0, 0, 75]))
+    assert moved.tolist() == [1.0, 0.0, 0.0]
+    moved, _ = ServerStep(plan, study.settings.training).move(before, np.zeros(4, dtype=np.int64))
+    assert moved.tolist() == [0.0, 0.0, 0.0]  # nobody had a record
+    with pytest.raises(RoundError, match=f"weights, must add up to 0 to 75 examples, found {weight}; the model stays"):
+        ServerStep(plan, study.settings.training).move(before, np.array([scale, 0, 0, weight]))
 
 
 @pytest.mark.parametrize("changes", [(MASKED,), (MASKED, WEIGHED)], ids=["equal", "examples"])

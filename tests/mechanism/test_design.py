@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hubbub.accounting.discrete import integer_sigma
 from hubbub.accounting.epsilon import epsilon as spend
 from hubbub.cohort import EveryExample, Everyone, FixedSize, PoissonExamples, SecretPoisson
-from hubbub.errors import PlanError
+from hubbub.errors import PlanError, RoundError
 from hubbub.mechanism import design
 from hubbub.mechanism.design import COARSEST, LARGEST_SIGMA, _draft, _fit
 from hubbub.mechanism.encode import HALF_RING
@@ -172,3 +173,20 @@ def test_integers_too_coarse_for_their_noise_are_refused_as_a_plan():
     everything = study(sampling={"examples": "everything", "probability": None})
     with pytest.raises(PlanError, match="must fit 32 bits"):
         _fit(_draft(everything, 1), 0.3, senders=40, batch=1_500_000)
+
+
+@pytest.mark.parametrize("weight", [-1, 41])
+def test_no_participant_weighs_more_than_the_largest_number_of_slots(weight):
+    weighed = study(
+        privacy={"unit": "client", "noise": "none", "epsilon": None, "sums": "masked"},
+        sampling={"examples": "everything", "probability": None},
+        training={"algorithm": "fedavg", "weights": "examples"},
+    )
+    mechanism = design(weighed, dimension=3, slots=(10, 40, 25), attempts=3)
+    values = np.array([1, -2, 2**30], dtype=np.int32)
+    assert (mechanism.largest_weight, mechanism.length) == (40, 4)
+    assert mechanism.weigh(values, 40).tolist() == [40, -80, 40 * 2**30, 40]
+    with pytest.raises(RoundError, match=f"weight, must be 0 to 40, found {weight}; nothing sent"):
+        mechanism.weigh(values, weight)
+    equal = design(clients(), dimension=3, slots=(10, 40, 25), attempts=3)
+    assert equal.weigh(values, weight) is values

@@ -241,6 +241,12 @@ def test_dropouts_are_survived_at_every_stage_so_also_before_anybody_advertised(
     assert (sparse.n_min, sparse.survives) == (180, 20)
 
 
+@pytest.mark.parametrize(("n", "dropouts", "u_min"), [(12, 0.0, 12), (12, 0.1, 9), (14, 0.1, 9), (20, 0.1, 12)])
+def test_each_dropout_takes_a_block_along_and_the_first_the_larger_last_one(n, dropouts, u_min):
+    chosen = choose(n, colluding=1, dropouts=dropouts, dimension=1, in_blocks=True)
+    assert (chosen.block, chosen.u_min, chosen.n_min) == (3, u_min, u_min)
+
+
 ONE_SUM = "must be from 7 to 10 of 10 participants, 3 of them colluding, or one round could give two sums"
 REFUSED = [
     (

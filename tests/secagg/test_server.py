@@ -6,7 +6,9 @@ import pytest
 
 from hubbub.errors import RoundError
 from hubbub.secagg import Client, shamir
+from hubbub.secagg.closing import is_member
 from hubbub.secagg.messages import Envelope, Header, Leaves, Unmask, read
+from hubbub.secagg.parameters import blocks_of
 
 replace = msgspec.structs.replace
 LIAR = "site-01"
@@ -249,3 +251,29 @@ def test_one_member_without_enough_holders_is_left_out_of_a_sparse_graph(make_wo
     expected = sum((vectors[name] for name in world.server.survivors), start=np.zeros(5, np.uint32))
     np.testing.assert_array_equal(total, expected)
     assert world.refusals == {}
+
+
+def test_a_dropout_takes_its_block_along_and_the_others_get_their_sum(make_world, make_vectors):
+    world = make_world(9, u_min=6)
+    world.parameters = replace(world.parameters, block=3)
+    world.clients = {name: world.make_client(name) for name in world.names}
+    world.server = world.make_server(world.session())
+    vectors = make_vectors(world)
+    (gone,) = (block for block in blocks_of(world.names, 3) if LIAR in block)
+    total = world.run(vectors, {LIAR: "masked"})
+    assert world.server.survivors == tuple(name for name in world.names if name not in gone)
+    np.testing.assert_array_equal(
+        total, sum((vectors[name] for name in world.server.survivors), start=np.zeros(5, np.uint32))
+    )
+    assert all(client.parameters is world.parameters for client in world.clients.values())
+
+
+def test_the_record_of_a_session_has_a_receipt_for_each_survivor_and_nobody_else(make_world, make_vectors):
+    world = make_world(7)
+    total = world.run(make_vectors(world), {LIAR: "masked", "site-02": "consent"})
+    closing, receipts = world.server.record(total.tobytes())
+    assert receipts.keys() == set(world.names) - {LIAR}
+    for name, receipt in receipts.items():
+        said = world.server._answers["consent"].get(name)
+        assert is_member(receipt, closing.members.hex(), name, said.encode() if said else b"")
+        assert not is_member(receipt, closing.members.hex(), LIAR, b"")
