@@ -4,6 +4,7 @@ import copy
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch
 import hubbub
 
 torch.set_num_threads(1)  # tests share the processor with each other
+hypothesis.settings.register_profile("shared", deadline=None)  # and so one example may take as long as it takes
+hypothesis.settings.load_profile("shared")
 
 SETTINGS = {
     "study": {"name": "tiny", "seed": 3},
