@@ -285,15 +285,18 @@ def test_thresholds_of_a_sparse_graph_are_good_for_all_sessions_of_a_run_togethe
     names = [f"site-{number}" for number in range(200)]
     privacy = {"noise": "none", "epsilon": None, "sums": "masked", "differencing": "accepted", "retries": 2}
 
-    def thresholds(rounds):
+    def make(rounds):
         tables = client_settings(privacy=privacy, cohort={"colluding": 40}, training={"rounds": rounds})
         study = make_study(tables, participants=lambda: names)
         plan = hubbub.plan(study)
         check_plan(plan, study.settings)
-        return plan.secagg
+        return plan, study.settings
 
-    few, many = thresholds(1000), thresholds(100_000)
+    (plan, _), (long, long_settings) = make(1000), make(100_000)
+    few, many = plan.secagg, long.secagg
     assert (few.neighbours, few.threshold, many.neighbours, many.threshold) == (77, 59, 78, 60)
+    with pytest.raises(PlanError, match=r"at most 2\^-57 in a session, found 2\^-52.80 with 59 of 78 holders; nothing"):
+        check_plan(msgspec.structs.replace(long, secagg=few), long_settings)
     few.check(1002)
     with pytest.raises(PlanError, match=r"at most 2\^-57 in a session, found 2\^-52.80 with 59 of 78 holders; nothing"):
         few.check(100_002)
