@@ -429,12 +429,16 @@ def test_a_coordinator_that_puts_its_home_back_gets_no_session(world, tmp_path):
 @pytest.mark.parametrize("recovery", ["ask", "charge"])
 def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_part(world, tmp_path, recovery):
     def spoil(name, at, message):
-        if (name, at) == ("c", 0) and message.round_number in {2, 4} and message.round_number not in done:
-            done.append(message.round_number)
+        if (name, at) != ("c", 0) or message.round_number in done:
+            return message
+        if message.round_number == 2:  # the copy is made while it waits, and it takes part
+            done.append(2)
+            shutil.copytree(world.site("c"), backup)
+        if message.round_number == 4:
+            done.append(4)
             world.hosts["c"].close()
-            if message.round_number == 4:
-                shutil.rmtree(world.site("c"))
-            shutil.copytree(*places[:: 1 if message.round_number == 2 else -1])
+            shutil.rmtree(world.site("c"))
+            shutil.copytree(backup, world.site("c"))
             world.hosts["c"] = world.host("c")
             world.wires.numbers["c"] += 1
             return None
@@ -442,7 +446,7 @@ def test_a_site_restored_from_a_backup_charges_what_it_forgot_before_it_takes_pa
 
     file = world.site("c") / "site.toml"
     file.write_text(file.read_text().replace("[policy]", f'recovery = "{recovery}"\n[policy]'))
-    done, places = [], (world.site("c"), tmp_path / "backup")
+    done, backup = [], tmp_path / "backup"
     world.wires.spoil = spoil
     assert world.go().state == "finished"
     assert done == [2, 4]

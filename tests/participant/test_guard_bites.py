@@ -48,6 +48,7 @@ def believe_roster(guard, _session):
 BITES = {
     (Policy, "is_quorum", believe_two): {"fork_two_groups"},
     (LogGuard, "_check_fresh", passes): {"frozen_head"},
+    (LogGuard, "_check_own_cosignature", passes): {"behind_its_back"},
     (LogGuard, "_check_no_fork", passes): {"two_roots"},
     (LogGuard, "_check_continues", believe_entries): {"other_history"},
     (LogGuard, "_check_log", passes): {"other_head"},

@@ -364,6 +364,15 @@ def frozen_head(folder):
     return world, world.enter(session, world.opening(old, before))
 
 
+def behind_its_back(folder):
+    """All other witnesses cosign a history that the participant's own witness was never shown."""
+    world = World(folder)
+    world.guard(witness=key("w1", COSIGNATURE).verifier)
+    world.charge(1)
+    note = world.head(by=WITNESSES[1:])
+    return world, world.enter(world.session(note, 1), world.opening(note))
+
+
 def other_head(folder):
     """The session is bound to another log's head than the one that is shown."""
     world = World(folder)
@@ -464,8 +473,8 @@ ATTACKS = {
     attack.__name__: attack
     for attack in (
         rollback_backup, rollback_and_old_head, rollback_in_a_round, closed_attempt, uncharged_attempt,
-        fork_two_groups, other_history, two_roots, frozen_head, other_head, left_out, omitted_record, sybil_org,
-        sybils_of_one_organisation, alone, other_plan, cheap_reservation, overspent, stopped_run,
+        fork_two_groups, other_history, two_roots, frozen_head, behind_its_back, other_head, left_out, omitted_record,
+        sybil_org, sybils_of_one_organisation, alone, other_plan, cheap_reservation, overspent, stopped_run,
     )
 }  # fmt: skip
 
@@ -480,6 +489,7 @@ WORDS = {
     "other_history": "must be shown a head that continues the 27 entries it knows, found entries that lead to another",
     "two_roots": "must be shown one history by example.com/log, found two signed heads of one size",
     "frozen_head": "must be shown a head that a quorum cosigned in the last 24 hours, found older cosignatures",
+    "behind_its_back": "must be shown a head that it cosigned itself, found one that it did not",
     "other_head": "must be asked into a session bound to the head it is shown, found another",
     "left_out": "must be shown its receipt of the session it consented in last, (25, 1, 1), found one that does",
     "omitted_record": "must find the record of the session it entered last, (25, 1, 1), found none",

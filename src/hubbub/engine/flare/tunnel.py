@@ -125,16 +125,16 @@ class Tunnel:
             return False
         is_taken = connection.write(number, memoryview(message)[_HEADER.size :])
         if not is_taken or kind != _DATA:
-            self._drop(name)
+            self._drop(name, connection)
         return is_taken
 
     def close(self) -> None:
         """Close every local socket."""
         with self._lock:
             self._is_closed = True
-            names = list(self._connections)
-        for name in names:
-            self._drop(name)
+            kept = dict(self._connections)
+        for name, connection in kept.items():
+            self._drop(name, connection)
         self._senders.shutdown(wait=False, cancel_futures=True)
 
     def _opened(self, name: bytes) -> bool:
@@ -174,22 +174,23 @@ class Tunnel:
                 number += 1
             for _ in range(WINDOW):  # wait until all of it has been taken
                 connection.slots.acquire()
-        if self._drop(name):
+        if self._drop(name, connection):
             self._deliver(name, _END, number)
 
     def _pass(self, name: bytes, connection: _Connection, number: int, data: bytes) -> None:
         if connection.is_open and self._deliver(name, _DATA, number, data):
             connection.slots.release()
         else:
-            self._drop(name)
+            self._drop(name, connection)
 
-    def _drop(self, name: bytes) -> bool:
+    def _drop(self, name: bytes, connection: _Connection) -> bool:
         """Close a connection here; whether it was open."""
         with self._lock:
-            connection = self._connections.pop(name, None)
-        if connection is not None:
-            connection.close()
-        return connection is not None
+            was_open = self._connections.get(name) is connection
+            if was_open:
+                del self._connections[name]
+        connection.close()
+        return was_open
 
     def _deliver(
         self, name: bytes, kind: int, number: int = 0, data: bytes = b"", *, seconds: float = _DELIVERY
