@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import py_compile
 import sys
 
 import numpy as np
@@ -138,6 +139,33 @@ def test_the_file_that_was_hashed_runs_and_not_its_cached_bytecode(write):
     path.write_text(MODEL.replace('["a"]', '["b"]'))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as old and as long as before
     assert load_code(path).participants() == ["b"]
+
+
+def test_helpers_too_run_as_they_were_hashed_and_never_from_bytecode(write, tmp_path):
+    (tmp_path / "helpers_of_a_test").mkdir()
+    deep, sourceless = tmp_path / "helpers_of_a_test" / "deep.py", tmp_path / "only_bytecode_of_a_test.pyc"
+    path = write(MODEL.replace('return ["a"]', "return NAMES") + "from helpers_of_a_test.deep import NAMES\n")
+    deep.write_text("NAMES = ['a']\n")
+    stamp = deep.stat()
+    py_compile.compile(str(deep))
+    py_compile.compile(str(deep), cfile=str(sourceless))
+    deep.write_text("NAMES = ['b']\n")
+    os.utime(deep, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert load_code(path).participants() == ["b"]
+    path.write_text("import only_bytecode_of_a_test\n" + MODEL)
+    assert "No module named 'only_bytecode_of_a_test'" in refusal(path)[0]
+
+
+def test_libraries_that_a_study_imports_come_from_their_bytecode(write, tmp_path_factory, monkeypatch):
+    library = tmp_path_factory.mktemp("library")
+    module = library / "library_for_this.py"
+    module.write_text("NAMES = ['a']\n")
+    py_compile.compile(str(module), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    module.write_text("NAMES = ['source']\n")
+    monkeypatch.syspath_prepend(library)
+    path = write(MODEL.replace('return ["a"]', "return NAMES") + "from library_for_this import NAMES\n")
+    assert load_code(path).participants() == ["a"]
+    del sys.modules["library_for_this"]
 
 
 def test_what_a_study_defines_can_be_pickled(write):

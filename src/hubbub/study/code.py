@@ -4,12 +4,11 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -137,11 +136,9 @@ def _import(path: Path) -> ModuleType:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and worker processes find what study.py defines
-    sys.path.insert(0, str(path.parent.resolve()))
-    before, cache = set(sys.modules), sys.pycache_prefix
+    folder, before = path.parent.resolve(), set(sys.modules)
     try:
-        with tempfile.TemporaryDirectory() as empty:
-            sys.pycache_prefix = empty  # bytecode beside the study may be another's: helpers come from source too
+        with _importing_from(folder):
             spec.loader.exec_module(module)
     except HubbubError:
         raise
@@ -151,11 +148,37 @@ def _import(path: Path) -> ModuleType:
             hint=f"python {path} shows the whole traceback",
         ) from error
     finally:
-        sys.pycache_prefix = cache
-        with suppress(ValueError):  # study.py may have changed the path itself
-            sys.path.remove(str(path.parent.resolve()))
-        _forget_helpers(set(sys.modules) - before, path.parent.resolve())
+        _forget_helpers(set(sys.modules) - before, folder)
     return module
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Generator[None]:
+    """Let the study import its helpers, from the sources that were hashed; libraries come as they always do."""
+
+    def find(entry: str) -> FileFinder:
+        """Find what lies in the study; a hook of `sys.path_hooks`."""
+        inside = Path(entry).resolve()
+        if not inside.is_relative_to(folder) or _NOT_CODE & set(inside.relative_to(folder).parts):
+            raise ImportError(entry)
+        return FileFinder(entry, (_FromSource, SOURCE_SUFFIXES))  # only what the hash covers
+
+    _forget_finders(folder)
+    sys.path_hooks.insert(0, find)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # study.py may have changed the path itself
+            sys.path.remove(str(folder))
+        sys.path_hooks.remove(find)
+        _forget_finders(folder)
+
+
+def _forget_finders(folder: Path) -> None:
+    for entry in list(sys.path_importer_cache):
+        if Path(entry).resolve().is_relative_to(folder):
+            del sys.path_importer_cache[entry]
 
 
 def _forget_helpers(names: set[str], folder: Path) -> None:
