@@ -52,6 +52,20 @@ def direct(hosts, carriers):
     return functools.partial(hosts, carriers.Direct)
 
 
+@pytest.fixture(scope="module")
+def federations(tmp_path_factory):
+    """Make federations in processes, which are there for all tests of a file."""
+    made = []
+
+    def make(**options):
+        made.append(_load("processes").Federation(tmp_path_factory.mktemp("federation"), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
 @pytest.fixture(scope="session")
 def flare(tmp_path_factory):
     """Give a server and a client of NVIDIA FLARE, both on this machine, with jobs of ours."""
