@@ -11,8 +11,8 @@ import torch
 
 import hubbub
 from hubbub.accounting.epsilon import epsilon
-from hubbub.errors import PlanError, StudyError
-from hubbub.planning import check_plan, make_plan
+from hubbub.errors import PlanError, RefusedError, StudyError
+from hubbub.planning import check_across_hosts, check_plan, make_plan
 
 
 def planned(make_study, tables, **functions):
@@ -37,6 +37,14 @@ def test_equal_studies_give_equal_plan_hashes_whatever_their_speed(make_study, s
 )
 def test_any_other_setting_changes_the_plan_hash(make_study, settings, change):
     assert planned(make_study, settings()).hash != planned(make_study, settings(**change)).hash
+
+
+def test_a_plan_whose_sums_are_made_in_the_clear_is_none_for_hosts_of_their_own(make_study, settings):
+    plan = planned(make_study, settings())
+    with pytest.raises(RefusedError, match="must have secure sums to run across hosts, found sums in the clear"):
+        check_across_hosts(plan)
+    changes = {"privacy": {"noise": "distributed"}, "cohort": {"colluding": 1, "minimum": 3}}
+    check_across_hosts(planned(make_study, settings(**changes)))
 
 
 def test_code_changes_the_plan_hash(make_study, settings):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A network of NVIDIA FLARE, as organisations have that run it: its server, a client for each hospital, a keeper.
-#   pip install 'hubbub[flare]'; examples/hospitals/flare.sh DIR PORT SITE...
+#   pip install '.[flare]'; examples/hospitals/flare.sh DIR PORT SITE...
 # Carries localhost:PORT+1 at the first site, localhost:PORT+2 at the second, ... to localhost:PORT, until stopped.
 # Every folder in DIR stands for a machine of its own; docs/how-to/flare.md says what each step is for.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Five hospitals train together, each in a process of its own, over TLS: from keys to a verified bundle.
-#   pip install 'hubbub[torch,examples,direct]'; examples/hospitals/run.sh DIR    (PORT=8443: where the coordinator listens)
+#   pip install '.[torch,examples,direct]'; examples/hospitals/run.sh DIR    (PORT=8443: where the coordinator listens)
 #   CARRIER=flare examples/hospitals/run.sh DIR: NVIDIA FLARE carries the hospitals' connections (flare.sh)
 # Every folder in DIR stands for a machine of its own; docs/how-to/deploy.md does the same on several.
 set -euo pipefail

@@ -15,7 +15,7 @@ import msgspec
 
 from hubbub.accounting.epsilon import epsilon, epsilon_after_each
 from hubbub.accounting.grants import repeated
-from hubbub.errors import PlanError, StudyError
+from hubbub.errors import PlanError, RefusedError, StudyError
 from hubbub.events import BudgetReserved, EventDocument
 from hubbub.mechanism import Mechanism, design, discrete_cost
 from hubbub.secagg.parameters import HONEST, Parameters, choose
@@ -122,6 +122,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def hash(self) -> str:
         """SHA-256 of the plan; equal studies give equal hashes."""
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+
+
+def check_across_hosts(plan: Plan) -> None:
+    """Refuse a plan that cannot be run by hosts of their own, where nobody is asked for sums in the clear.
+
+    Raises:
+        RefusedError: Its sums are made in the clear.
+    """
+    if plan.secagg is None:
+        raise RefusedError(
+            f"study {plan.study}, must have secure sums to run across hosts, found sums in the clear; "
+            "nothing trained, nothing spent",
+            hint='noise = "distributed", or noise = "none" with sums = "masked"',
+        )
 
 
 def make_plan(study: Study) -> Plan:

@@ -81,6 +81,15 @@ def test_a_dataset_without_a_bound_admits_runs_with_and_without_noise(ledger):
     assert (statement.kind, statement.epsilon_spent, statement.epsilon_budget) == ("unbounded", None, None)
 
 
+@pytest.mark.parametrize(("many", "typed"), [(3, "site-0 site-1 site-2"), (30, "'site-*'")])
+def test_the_hint_of_a_refusal_grants_to_the_studys_own_datasets(ledger, many, typed):
+    names = tuple(f"site-{at}" for at in range(many))
+    ledger.grant([filter_grant(name, "example", 0.5, DELTA) for name in (*names, "other")])
+    with pytest.raises(BudgetError) as refused:
+        ledger.reserve(reservation(datasets=names, attempts=1000))
+    assert f"hubbub budget grant {typed} --epsilon " in refused.value.hint
+
+
 def test_events_of_others_change_no_budget(ledger):
     ledger.reserve(reservation(), sandbox_delta=DELTA)
     before = ledger.accounts().key("heart")

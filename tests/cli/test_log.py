@@ -154,7 +154,7 @@ def test_witnesses_cosign_and_a_proof_shows_it(home, tmp_path, capsys):
     assert shown(capsys)["cosigned_size"] == 8
     assert os.listdir(home / "cosignatures")  # noqa: PTH208
     code, error = refused(capsys, "log", "verify", home / "cosignatures" / "8", "--policy", policy)
-    assert (code, "found 1 of 2 witnesses: W0" in error) == (3, True)
+    assert (code, "found W0, where 2 of W0, W1 must" in error) == (3, True)
 
 
 def test_a_witness_asked_twice_keeps_one_line_with_the_newer_time(home, tmp_path, capsys):

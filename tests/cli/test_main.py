@@ -102,7 +102,9 @@ def test_the_ledger_is_shown_and_told(study, capsys):
     lines = json.loads(capsys.readouterr().out)
     assert all(line["runs"] == 1 and line["epsilon_spent"] > 0 for line in lines)
     assert main(["budget", "history", "--study", str(study / "study.toml")]) == 0
-    assert "budget-charged" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "round 1 … round 30" in told
+    assert "round-closed" not in told
     assert main(["budget", "history", "--study", str(study), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[-1]["event"] == "budget-settled"
 
@@ -112,6 +114,7 @@ def test_an_owner_grants_a_budget_before_the_first_run(study, capsys):
     main(["check", str(study)])
     names = list(json.loads((study / "study.lock").read_text())["slots"])
     assert main(["budget", "grant", *names, "--epsilon", "0.01", *home]) == 0
+    assert "new budgets, of names that nothing was granted to before: " + ", ".join(names) in capsys.readouterr().err
     code, error, _ = refused(capsys, "run", study)
     assert code == 1
     assert "has epsilon 0.01 of 0.01 left" in error
@@ -128,12 +131,32 @@ def test_a_schedule_admits_its_plan_once(study, capsys):
     assert "admits its listed plans only" in error
 
 
+def test_a_budget_is_lowered_only_by_who_says_so(capsys, tmp_path):
+    grant = ["budget", "grant", "--home", tmp_path, "--epsilon"]
+    assert main([str(one) for one in (*grant, 9, "site-a", "site-b")]) == 0
+    code, error, hint = refused(capsys, *grant, 5.8, "site-*", "--delta", 1e-6)
+    assert (code, error) == (1, "site-a, has epsilon 9, found less, 5.8, and 1 more like it; nothing granted")
+    assert hint == "name other datasets, or add --lower"
+    assert main([str(one) for one in (*grant, 5.8, "site-b", "--lower")]) == 0
+    out, err = capsys.readouterr()
+    assert "5.8000" in out
+    assert err == ""
+
+
+def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
+    assert main(["run", str(study), "--quiet"]) == 0
+    assert main(["budget", "forecast", str(study)]) == 0
+    assert "runs that fit" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "hint"),
     [
         (["rnu"], "must be given a command it has, found 'rnu'", "hubbub run"),
         (["xyzzy"], "must be given a command it has, found 'xyzzy'", "hubbub --help"),
         (["run"], "the following arguments are required: STUDY", "hubbub run --help"),
+        (["verify", "nowhere"], "nowhere, must be a bundle, found no folder", "hubbub release"),
+        (["plan", "study.py"], "must be a study's folder or its study.toml, found Python code", "name its folder: ."),
         (["plan", "nowhere"], "must be a readable study file, No such file or directory", "hubbub new DIR"),
         (["budget", "show", "--home", "nowhere"], "nowhere, must hold an event log, found none", "--study STUDY"),
         (["budget", "grant", "x-*", "--epsilon", "1"], "must match a dataset of the ledger, found none", "budget show"),

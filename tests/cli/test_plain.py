@@ -44,7 +44,7 @@ def test_markup_in_a_cell_is_text():
 
 
 def test_an_error_is_told_without_what_a_terminal_obeys(capsys):
-    assert main(["verify", "no\x1b[31msuch\x9b"]) == 3
+    assert main(["verify", "no\x1b[31msuch\x9b"]) == 2
     told = capsys.readouterr().err
     assert "\\u001b" in told or "'no" not in told
     assert "\x1b" not in told

@@ -47,6 +47,15 @@ def test_a_key_file_that_others_may_read_is_refused(keys, tmp_path, mode):
     assert caught.value.hint == f"chmod 600 {path}, and hubbub keys rotate if somebody may have read it"
 
 
+def test_a_card_in_the_place_of_a_key_file_is_named_so(keys, tmp_path):
+    write_card(keys.card, tmp_path / "ana.card")
+    with pytest.raises(
+        InputError, match="must be a key file, found a card, which is for everybody; nothing signed"
+    ) as e:
+        load_keys(tmp_path / "ana.card")
+    assert caught.value.hint.endswith("ana.key")
+
+
 def test_a_key_file_is_never_written_over(keys, tmp_path):
     path = tmp_path / "ana.key"
     keys.save(path)

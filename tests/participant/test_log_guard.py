@@ -485,7 +485,7 @@ WORDS = {
     "uncharged_attempt": "must find this attempt charged in the log before it is asked, found no charge",
     "closed_attempt": "must be asked for each (run, round, attempt) once and in order, its mark is (25, 2, 1), found "
     "(25, 2, 1)",
-    "fork_two_groups": "must be cosigned by the policy's quorum, found 2 of 4 witnesses: w3, w4",
+    "fork_two_groups": "must be cosigned by the policy's quorum, found w3, w4, where 3 of w1, w2, w3, w4 must",
     "other_history": "must be shown a head that continues the 27 entries it knows, found entries that lead to another",
     "two_roots": "must be shown one history by example.com/log, found two signed heads of one size",
     "frozen_head": "must be shown a head that a quorum cosigned in the last 24 hours, found older cosignatures",

@@ -42,15 +42,14 @@ def test_a_head_of_the_policys_log_with_a_quorum_is_accepted(store, cosigned, po
 def test_too_few_cosignatures_are_not_accepted(store, cosigned, policy):
     with pytest.raises(VerificationError) as caught:
         verify_checkpoint(cosigned(store(5), 2), policy(4, 1))
-    assert caught.value.message == (
-        "example.com/log at size 5, must be cosigned by the policy's quorum, found 2 of 4 witnesses: w1, w2"
-    )
-    with pytest.raises(VerificationError, match="found 0 of 4 witnesses: none"):
+    rule = "must be cosigned by the policy's quorum, found w1, w2, where 3 of w1, w2, w3, w4 must"
+    assert caught.value.message == f"example.com/log at size 5, {rule}"
+    with pytest.raises(VerificationError, match="found none, where 3 of w1"):
         verify_checkpoint(cosigned(store(5)), policy(4, 1))
 
 
 def test_strangers_cosignatures_do_not_count(store, cosigned, policy):
-    with pytest.raises(VerificationError, match="found 2 of 2 witnesses"):
+    with pytest.raises(VerificationError, match="found w1, w2, where w3 must"):
         verify_checkpoint(cosigned(store(5), 9), policy(2, 0).__class__(policy(2).logs, policy(2).witnesses, (), "w3"))
 
 
@@ -59,7 +58,7 @@ def test_an_old_or_future_cosignature_does_not_count_where_freshness_is_asked_fo
     for now in (NOW - AHEAD, NOW, NOW + FRESH):
         assert len(verify_checkpoint(note, policy(4, 1), now=now).cosigned) == 3
     for now in (NOW - AHEAD - 1, NOW + FRESH + 1):
-        with pytest.raises(VerificationError, match="by the policy's quorum within 86400 s, found 0 of 4"):
+        with pytest.raises(VerificationError, match="by the policy's quorum within 86400 s, found none, where 3 of"):
             verify_checkpoint(note, policy(4, 1), now=now)
     assert verify_checkpoint(note, policy(4, 1), now=NOW + 5, fresh=5).cosigned
     assert verify_checkpoint(note, policy()).cosigned == {}

@@ -11,6 +11,7 @@ under-counted.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,9 @@ from hubbub.errors import BudgetError
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled
 from hubbub.governance import Federation
+
+_FEW: Final = 8
+"""Names that a hint still lists."""
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,14 +213,14 @@ def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
                 raise BudgetError(
                     f"{grant.dataset}: {name}, is fixed when a budget is made, found {now!r} after {was!r}; "
                     "nothing granted",
-                    hint=f"hubbub budget grant {grant.dataset} --epsilon {grant.epsilon:g}",
+                    hint=f"hubbub budget grant {grant.dataset} --epsilon {grant.epsilon:g}, in the same home",
                 )
     spent = composed(grant, accounts.uses(grant.dataset))
     if grant.epsilon < spent and grant.kind != "unbounded":
         raise BudgetError(
             f"{grant.dataset}, must be granted at least the epsilon {spent:.4f} it has spent, "
             f"found {grant.epsilon:g}; nothing granted",
-            hint=f"hubbub budget grant {grant.dataset} --epsilon {math.ceil(spent * 10) / 10:g}",
+            hint=f"hubbub budget grant {grant.dataset} --epsilon {math.ceil(spent * 10) / 10:g}, in the same home",
         )
     return grant
 
@@ -296,14 +300,22 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
         )
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
-        who = grant.dataset if len(reserved.datasets) == 1 else "'*'"
         enough = f"{math.ceil(total * 10) / 10:g}" if math.isfinite(total) else "E"
-        more = f"hubbub budget grant {who} --epsilon {enough} --home {home}"
+        more = f"hubbub budget grant {_typed(reserved.datasets)} --epsilon {enough} --home {home}"
         raise BudgetError(
             f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
             f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
             hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}",
         )
+
+
+def _typed(datasets: Sequence[str]) -> str:
+    """These names for a command line, and no other study's: of many, the pattern of their common beginning."""
+    if len(datasets) <= _FEW:
+        return " ".join(datasets)
+    first, last = min(datasets), max(datasets)
+    same = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return f"'{first[:same]}*'"
 
 
 def _fitting(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) -> int:

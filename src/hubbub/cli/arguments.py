@@ -217,7 +217,7 @@ def _add_budget_commands(commands: Any) -> None:
     show = _add(actions, "show", "show what each dataset has spent, and has left", _lazy("budget", "show"))
     grant = _add(actions, "grant", "allow datasets to spend more", _lazy("budget", "grant"))
     forecast = _add(actions, "forecast", "show how often a study's plan still fits", _lazy("budget", "forecast"))
-    history = _add(actions, "history", "list everything the ledger holds, in order", _lazy("budget", "history"))
+    history = _add(actions, "history", "list grants, reservations and charges, in order", _lazy("budget", "history"))
     for parser in (show, grant, forecast, history):
         _add_home(parser, "ledger")
     for parser in (show, forecast, history):
@@ -230,6 +230,7 @@ def _add_budget_commands(commands: Any) -> None:
     forecast.add_argument("planned", metavar="STUDY", help="folder of the study, or its study.toml")
     grant.add_argument("datasets", metavar="DATASET", nargs="+", help="name, or a pattern such as 'hospital-*'")
     grant.add_argument("--epsilon", type=float, required=True, help="total epsilon that the dataset may ever spend")
+    grant.add_argument("--lower", action="store_true", help="lower budgets that have more")
     grant.add_argument("--delta", type=float, default=1e-5, help="delta of a new budget (default: 1e-5)")
     grant.add_argument(
         "--unit",

@@ -1,6 +1,8 @@
 """budget show, grant, forecast, history."""
 
 import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from hubbub.accounting.grants import filter_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger
 from hubbub.cli import show as view
 from hubbub.engine.home import LOG, VARIABLE, home_folder, open_log
-from hubbub.errors import InputError
+from hubbub.errors import BudgetError, InputError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted, BudgetReserved
 from hubbub.governance import Federation
@@ -45,7 +47,11 @@ def grant(options: argparse.Namespace) -> None:
     ledger = Ledger(_log(options, must_exist=False))
     known = ledger.accounts().grants
     names = sorted({name for pattern in options.datasets for name in _matching(pattern, known)})
-    ledger.grant([_grant(name, known.get(name), options) for name in names])
+    grants = [_grant(name, known.get(name), options) for name in names]
+    _check_lowered(grants, known, options)
+    ledger.grant(grants)
+    if new := [name for name in names if name not in known]:
+        print(f"hubbub: new budgets, of names that nothing was granted to before: {', '.join(new)}", file=sys.stderr)
     view.statements([line for line in ledger.statements() if line.dataset in names], as_json=False)
 
 
@@ -58,6 +64,21 @@ def _grant(name: str, before: BudgetGranted | None, options: argparse.Namespace)
         return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order, kind=kind)
     kind = "gaussian" if options.gaussian else "filter"
     return filter_grant(name, options.unit, options.epsilon, options.delta, kind=kind)
+
+
+def _check_lowered(
+    grants: Sequence[BudgetGranted], known: Mapping[str, BudgetGranted], options: argparse.Namespace
+) -> None:
+    """A pattern may match more than was meant, and a budget that is lowered stops other studies."""
+    lowered = [grant for grant in grants if grant.dataset in known and grant.epsilon < known[grant.dataset].epsilon]
+    if lowered and not options.lower:
+        one = lowered[0]
+        raise BudgetError(
+            f"{one.dataset}, has epsilon {known[one.dataset].epsilon:g}, found less, {one.epsilon:g}"
+            + (f", and {len(lowered) - 1} more like it" if len(lowered) > 1 else "")
+            + "; nothing granted",
+            hint="name other datasets, or add --lower",
+        )
 
 
 def _matching(pattern: str, known: dict[str, BudgetGranted]) -> list[str]:
@@ -91,7 +112,8 @@ def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
 
 def chosen_home(options: argparse.Namespace) -> Path:
     """The home that `--home`, `--study` or HUBBUB_HOME names."""
-    beside = Path(options.study) if options.study else None
+    study = options.study or getattr(options, "planned", None)  # what is forecast lies beside its home too
+    beside = Path(study) if isinstance(study, str) else None
     if beside is not None and beside.is_file():
         beside = beside.parent
     return Path(options.home) if options.home else home_folder(beside)

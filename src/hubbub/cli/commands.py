@@ -95,8 +95,15 @@ def verify(options: argparse.Namespace) -> None:
     from hubbub.cli import checks
     from hubbub.release.verify import verify_bundle
 
-    policy = _policy(Path(options.policy)) if options.policy else None
-    found = verify_bundle(Path(options.folder), policy=policy, recompute=not options.no_recompute)
+    policy, folder = _policy(Path(options.policy)) if options.policy else None, Path(options.folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}, must be a bundle, found no folder", hint="name one that `hubbub release` made")
+    if (folder / "run.json").exists():
+        raise InputError(
+            f"{folder}, must be a bundle, found the directory of a run",
+            hint=f"hubbub release {folder}, then hubbub verify {folder}/bundle",
+        )
+    found = verify_bundle(folder, policy=policy, recompute=not options.no_recompute)
     checks.verified(found, as_json=options.json)
 
 

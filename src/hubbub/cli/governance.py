@@ -39,7 +39,7 @@ from hubbub.governance.keys import read_card, write_card
 from hubbub.governance.roles import Tightening, packaged, read_tightening
 from hubbub.governance.state import Case
 from hubbub.governance.statement import decide, propose, read
-from hubbub.planning import make_plan
+from hubbub.planning import check_across_hosts, make_plan
 from hubbub.study import Lock, Study, load_study
 from hubbub.study.lock import write_lock
 
@@ -131,6 +131,8 @@ def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
     study, commitments = (_offered if options.at else _held_here)(options)
     plan, settings, state = make_plan(study), study.settings, state_of(options)
+    if options.at:
+        check_across_hosts(plan)
     act = ProposeStudy(
         study=plan.study,
         study_hash=plan.study_hash,

@@ -131,6 +131,7 @@ def result(result: RunResult) -> None:
     table.add_row("epsilon spent", f"{_epsilon(result.epsilon_spent)}{budget} at delta {result.delta:g}")
     if result.is_success is not None:
         table.add_row("success", "met" if result.is_success else "not met")
+    table.add_row("standing", f"{result.standing.partition(':')[0]}; its log is in {result.home}")
     table.add_row("time", f"{result.wall_seconds:.1f} s")
     table.add_row("report", f"{result.out}/report.html")
     Console().print(table)
@@ -170,7 +171,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
 
 
 def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
-    """Print every ledger event; a run's charges in a row share a line."""
+    """Print the events that bear on budgets; a run's charges in a row share a line."""
     if as_json:
         json(events)
         return
@@ -183,7 +184,7 @@ def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
 def _told(events: Sequence[AnyEvent]) -> list[tuple[str, str, str]]:
     """Number, kind and words of each event, equal neighbours joined."""
     lines: list[tuple[str, str, str]] = []
-    numbered = list(enumerate(events, start=1))
+    numbered = [(number, event) for number, event in enumerate(events, start=1) if _words(event)]
     for (kind, *_), group in itertools.groupby(numbered, key=lambda pair: _alike(pair[1])):
         (first, start), (last, end) = (members := list(group))[0], members[-1]
         words = _words(start)

@@ -29,7 +29,7 @@ from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Record, events_of
 from hubbub.engine.running import Hosts, Running, Secagg
 from hubbub.engine.transport import Reply, Transport
-from hubbub.errors import HubbubError, RefusedError, WaitingError
+from hubbub.errors import HubbubError, WaitingError
 from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
 from hubbub.governance import Federation, witness_policy
 from hubbub.messages import (
@@ -44,7 +44,7 @@ from hubbub.messages import (
 )
 from hubbub.participant.log_view import LogView
 from hubbub.participant.opening import Opening
-from hubbub.planning import Plan
+from hubbub.planning import Plan, check_across_hosts
 from hubbub.secagg import SUITE, Member, Roster, Server, Session, SigningKey
 from hubbub.secagg.keys import sha256
 from hubbub.tlog import Note, Policy, sign_checkpoint
@@ -105,17 +105,8 @@ class SitesAway:
         self._is_halted.set()
 
     def secagg(self, plan: Plan) -> Secagg:
-        """Always run.
-
-        Raises:
-            RefusedError: The plan's sums are made in the clear: on hosts of their own nobody is asked for that.
-        """
-        if plan.secagg is None:
-            raise RefusedError(
-                f"study {plan.study}, must have secure sums to run across hosts, found sums in the clear; "
-                "nothing trained, nothing spent",
-                hint='noise = "distributed", or noise = "none" with sums = "masked"',
-            )
+        """Always run; refuses a plan without."""
+        check_across_hosts(plan)
         return "run"
 
     def begin(self, running: Running, start: Progress, record: Record) -> MakeSum | None:  # noqa: ARG002, the coordinator knows where it is

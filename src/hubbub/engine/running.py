@@ -75,6 +75,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         log_size: Entries of the transparency log when the run had ended.
         log_root: Its root hash then, in hexadecimal.
         out: The run directory.
+        home: The folder whose log it is in.
+        standing: Who stands behind it: nobody, in a sandbox.
     """
 
     run: str
@@ -91,6 +93,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     log_size: int
     log_root: str
     out: str
+    home: str
+    standing: str
 
 
 @runtime_checkable
@@ -361,6 +365,8 @@ class Running:
             log_size=self.log.store.size,
             log_root=self.log.store.root().hex(),
             out=str(self.folder.path),
+            home=self.facts.home,
+            standing=claim.federation,
         )
 
 

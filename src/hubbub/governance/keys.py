@@ -12,6 +12,7 @@ Source:
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -208,12 +209,14 @@ def load_keys(path: Path) -> Keys:
     """
     try:
         with path.open("rb") as file:
+            content = file.read()
+            _refuse_card(path, content)
             if os.fstat(file.fileno()).st_mode & OTHERS:
                 raise RefusedError(
                     f"{path}, must be readable by its owner only, found it open to others; nothing signed",
                     hint=f"chmod 600 {path}, and hubbub keys rotate if somebody may have read it",
                 )
-            document = msgspec.json.decode(file.read(), type=_KeyFile)
+            document = msgspec.json.decode(content, type=_KeyFile)
         keys = Keys(document.card, document.secrets)
     except OSError as error:
         raise InputError(
@@ -229,6 +232,15 @@ def load_keys(path: Path) -> Keys:
         )
     document.card.check()
     return keys
+
+
+def _refuse_card(path: Path, content: bytes) -> None:
+    with suppress(msgspec.DecodeError, ValueError, RecursionError):
+        msgspec.json.decode(content, type=Card)
+        raise InputError(
+            f"{path}, must be a key file, found a card, which is for everybody; nothing signed",
+            hint=f"the key file that was made with it: {path.with_suffix('.key')}",
+        )
 
 
 def write_card(card: Card, path: Path) -> None:

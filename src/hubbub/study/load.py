@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from hubbub.errors import StudyError
 from hubbub.study.code import Code, hash_folder, load_code, pick_functions
 from hubbub.study.config import Settings, read_settings
 from hubbub.study.lock import Lock, read_lock
@@ -104,4 +105,9 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     file = path / "study.toml" if path.is_dir() else path
+    if file.suffix == ".py":
+        raise StudyError(
+            f"{path}, must be a study's folder or its study.toml, found Python code; nothing read",
+            hint=f"name its folder: {path.parent}",
+        )
     return Study(settings=read_settings(file), directory=file.parent, lock=read_lock(file.parent / "study.lock"))

@@ -63,6 +63,13 @@ class Policy:
         lines += [f"quorum {self.quorum}"]
         return "".join(f"{line.rstrip(' ')}\n" for line in lines).encode(errors="surrogateescape")
 
+    @property
+    def rule(self) -> str:
+        """The quorum in words."""
+        groups = {group.name: group for group in self.groups}
+        group = groups.get(self.quorum)
+        return f"{group.threshold} of {', '.join(group.members)}" if group else self.quorum
+
     def is_quorum(self, names: Collection[str]) -> bool:
         """Whether witnesses with these names are enough."""
         reached = {NONE, *names}
