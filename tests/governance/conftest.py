@@ -175,7 +175,7 @@ class World:
         owners = sorted(f"owner-{name[-1]}" for name in self.state.touched(study))
         return self.agree("scientist", study, *owners, "officer", days=days)
 
-    def run(self, name="run-1", *, rounds=3, finish=True, participants=("node-1", "node-2"), **hashes):
+    def run(self, name="run-1", *, rounds=3, finish=True, commitments=None, **hashes):
         """What an engine records of a run."""
         plan, code = hashes.get("plan", digest("plan")), hashes.get("code", digest("code"))
         self.record(
@@ -189,8 +189,9 @@ class World:
                 versions={},
             )
         )
-        for node in participants:
-            self.record(ParticipantJoined(run=name, participant=node, slots=1, data_commitment=""))
+        held = {one.registered.participant: digest(key) for key, one in self.state.datasets.items()}
+        for node, commitment in (held | (commitments or {})).items():
+            self.record(ParticipantJoined(run=name, participant=node, slots=1, data_commitment=commitment))
         for number in range(1, rounds + 1):
             self.record(RoundClosed(run=name, round_number=number, attempt=1, participants=2, step_norm=0.0))
         if finish:

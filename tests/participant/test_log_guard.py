@@ -123,7 +123,12 @@ class World:
                     run=run, study="heart", plan_hash=federations.digest("plan"), code_hash=code, noise_source="os",
                     is_test_public=False, versions={},
                 ),
-                *(ParticipantJoined(run=run, participant=f"node-{at}", slots=1, data_commitment="") for at in (1, 2)),
+                *(
+                    ParticipantJoined(
+                        run=run, participant=f"node-{at}", slots=1, data_commitment=federations.digest(name)
+                    )
+                    for at, name in enumerate(approved().datasets, start=1)
+                ),
             )  # fmt: skip
         self.run, self.name = len(self.log), run
         self.record(self.reservation(run, **changes))

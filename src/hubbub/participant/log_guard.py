@@ -317,10 +317,10 @@ class LogGuard:
 
     def _check_permission(self, session: Session, reservation: Reservation, now: int) -> None:
         federation, run = self._view.federation, reservation.event.run
-        study = federation.study_of(run)
+        case, study = federation.case_of(run), federation.study_of(run)
         is_approved = study is not None and (study.study, study.plan_hash) == (session.study, session.plan.hex())
         self._require(is_approved, "must find its study approved when the run began", "no approval of it")
-        standing = federation.standing(federation.cases[federation.runs[run].case], now)
+        standing = federation.standing(case, now) if case is not None else "lapsed"
         self._require(standing == "in force", "must find the approval of its study in force", f"it {standing}")
         self._require(not federation.is_stopped(run), "must find a run that nobody stopped", "it stopped")
 

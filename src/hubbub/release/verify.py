@@ -139,7 +139,8 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     finished = [event for event in events if _is_of(event, run, RunFinished)]
     settled = [event for event in events if _is_of(event, run, BudgetSettled)]
     closed = [event.round_number for event in events if _is_of(event, run, RoundClosed)]
-    joined = {event.participant: event.slots for event in events if _is_of(event, run, ParticipantJoined)}
+    joining = [(event.participant, event.slots) for event in events if _is_of(event, run, ParticipantJoined)]
+    joined = dict(joining) if len(dict(joining)) == len(joining) else {}
     once = {len(started), len(reserved), len(finished), len(settled)} == {1}
     _require(once, "run", "must be reserved, begin, end and be settled once")
     start, whole = started[0], reserved[0]
