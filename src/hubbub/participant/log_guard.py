@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from hubbub.accounting.accounts import is_owners
 from hubbub.accounting.grants import is_private
 from hubbub.errors import BudgetError, InputError, RoundError, VerificationError
 from hubbub.events import BudgetReserved, decode_event
@@ -300,9 +301,10 @@ class LogGuard:
         """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
         accounts, account, unit = self._view.accounts, self.account, reservation.event.unit
         grant = accounts.grants.get(account)
-        is_fitting = grant is not None and grant.unit == unit and is_private(reservation.event)
+        is_owners_own = grant is not None and grant.unit == unit and is_owners(grant, self._view.federation)
+        is_fitting = is_owners_own and is_private(reservation.event)
         is_fitting = is_fitting and grant is not None and accounts.spent(account) <= grant.epsilon
-        if grant is None or not (is_fitting or (grant.kind == "unbounded" and grant.unit == unit)):
+        if grant is None or not (is_fitting or (grant.kind == "unbounded" and is_owners_own)):
             left = "no budget" if grant is None else f"a {grant.kind} of epsilon {grant.epsilon:g} per {grant.unit}"
             raise BudgetError(
                 f"{self._site.name}, must find room for its runs on the budget that its owner registered, found {left} "

@@ -17,7 +17,7 @@ from typing import TypeGuard, TypeVar
 
 import msgspec
 
-from hubbub.accounting.accounts import Accounts, check_granted
+from hubbub.accounting.accounts import Accounts, check_granted, is_owners
 from hubbub.accounting.ledger import admit
 from hubbub.errors import HubbubError, InputError, VerificationError
 from hubbub.events import (
@@ -227,11 +227,13 @@ def _check_budget(events: Sequence[AnyEvent], run: str, *, recompute: bool) -> s
             if isinstance(event, BudgetGranted):
                 check_granted(event, accounts, federation)
             if _is_of(event, run, BudgetReserved):
+                grants = [accounts.grants[name] for name in event.datasets if name in accounts.grants]
+                are_owners = all(is_owners(grant, federation) for grant in grants)
+                _require(are_owners, "budget", "must be what its owner registered")
                 admit(accounts, event, home="", compose=recompute)
             accounts.apply(event)
         federation.apply(event)
     account = accounts.runs[run]
-    _require(len(account.charged) <= account.reserved.attempts, "budget", "must be charged within the reservation")
     return f"{len(account.charged)} of {account.reserved.attempts} reserved attempts charged, each before its round"
 
 
