@@ -51,7 +51,8 @@ class World:
         """Propose; returns the case."""
         log, now = open_log(self.home), int(time.time())
         try:
-            envelope = propose(act, self.keys[who].identity, at=now, expires=now + 30 * DAY)
+            federation = log.fold(Federation).id
+            envelope = propose(act, self.keys[who].identity, at=now, expires=now + 30 * DAY, federation=federation)
             log.append(lambda: [log.fold(Federation).event(envelope, now)])
             return read(envelope).id
         finally:

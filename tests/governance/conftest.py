@@ -85,7 +85,8 @@ class World:
 
     def proposal(self, who, act, *, days=30, at=None):
         at = self.now if at is None else at
-        return propose(act, self.keys[who].identity, at=at, expires=at + int(days * DAY))
+        key, until = self.keys[who].identity, at + int(days * DAY)
+        return propose(act, key, at=at, expires=until, federation=self.state.id)
 
     def decide(self, who, case, verdict="approve", *, days=30, at=None, conditions=()):
         """Sign and record a decision."""

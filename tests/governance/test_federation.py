@@ -466,6 +466,22 @@ def test_only_a_change_of_class_a_or_b_names_a_study(approved, changes):
     assert "names the study it changes in class A or B only" in words
 
 
+def test_what_was_asked_and_approved_in_one_federation_is_replayed_in_no_other(founded, make_world, made_keys):
+    other = make_world()
+    case = other.propose("operator", other.founding(name="lungs"))
+    for name in other.keys.keys() - {"operator"}:
+        other.decide(name, case)
+    assert other.state.id not in {"", founded.state.id}
+    card = made_keys("eve", "clinic-1", "data-owner").card
+    founded.agree("operator", EnrolKey(card=card), "officer")
+    proposed, decided = founded.log[-2:]
+    with pytest.raises(VerificationError, match=f"must be asked of federation {other.state.id[:16]}, found another"):
+        other.record(proposed)
+    with pytest.raises(VerificationError, match="must be on a proposal of this log"):
+        other.record(decided)
+    assert card.key_id not in other.state.holders
+
+
 # --- keys
 
 
