@@ -51,7 +51,7 @@ def test_a_card_in_the_place_of_a_key_file_is_named_so(keys, tmp_path):
     write_card(keys.card, tmp_path / "ana.card")
     with pytest.raises(
         InputError, match="must be a key file, found a card, which is for everybody; nothing signed"
-    ) as e:
+    ) as caught:
         load_keys(tmp_path / "ana.card")
     assert caught.value.hint.endswith("ana.key")
 
