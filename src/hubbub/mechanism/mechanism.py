@@ -143,7 +143,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         if self.noise_source == "float-simulation":
             generator = np.random.default_rng(randomness.words(4))
             return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
-        return values + discrete_gaussian(self.sigma, values.size, randomness)
+        noise = discrete_gaussian(self.sigma, values.size, randomness)
+        return np.add(noise, values, out=noise)
 
     def send(self, values: Int[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
