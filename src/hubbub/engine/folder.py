@@ -164,12 +164,12 @@ class RunFolder:
         return max(whole, key=lambda one: one[0].round_number, default=None)
 
 
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of the arrays' bytes one after the other, which are not copied."""
-    found = hashlib.sha256()
+def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """SHA-256 of the arrays one after the other, without a copy of them."""
+    digest = hashlib.sha256()
     for array in arrays.values():
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _overwrite(path: Path, content: bytes) -> None:
