@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import Clipper, PerExample, choose, clipped_sums, made_up_rows
+from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.seeds import layer_seed, shuffled
 from hubbub.local.stack import MOST, Stack, is_right, logistic, made_up_slots, vectorised
@@ -57,7 +57,7 @@ class TorchModel:
         self._is_default_loss = code.loss is None
         self._stack: Stack | None = None
         self._moved = np.empty_like(self._initial)
-        self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
+        self._clipper: Clipper | None = None
 
     @property
     def dimension(self) -> int:
@@ -73,7 +73,7 @@ class TorchModel:
         sizes = [math.prod(shape) for shape in self.layout.shapes]
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
 
-    def self_test(self, example: Slots, *, per_example: bool) -> None:
+    def self_test(self, example: Slots, *, microbatch: int | None) -> None:
         """Run the model on made-up records of the declared shapes, and choose how to clip; see `gradients.choose`.
 
         Whatever the unit, nothing that the model has seen may stay in it: it would reach the next
@@ -81,7 +81,7 @@ class TorchModel:
 
         Args:
             example: Any participant's slots, for their shapes.
-            per_example: Whether gradients of single examples are needed.
+            microbatch: Rows in which gradients of single examples are computed; None if they are not needed.
 
         Raises:
             CodeError: The model does not run on the declared columns, rows depend on each other, or it
@@ -89,10 +89,10 @@ class TorchModel:
         """
         self.module.train()
         with running("model() or loss() on the declared columns"), torch.random.fork_rng():
-            if per_example:
-                self._clipper = choose(self.module, self.loss, example)
+            if microbatch is not None:
+                self._clipper = choose(self.module, self.loss, example, microbatch)
             else:
-                self._forgets(*made_up_rows(example))
+                self._forgets(*made_up_rows(example, len(example)))
                 self._stack = self._fit(logistic(self.module, self.layout) if self._is_default_loss else None, example)
             for name, value in self._state():
                 if name in self._untrained and not torch.equal(value, self._untrained[name]):
@@ -155,6 +155,7 @@ class TorchModel:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
         self.flat.numpy()[:] = parameters
         self.module.train()
+        assert self._clipper is not None  # noqa: S101, self_test has chosen one
         return clipped_sums(self._clipper, slots, drawn, mechanism)
 
     def updates(
