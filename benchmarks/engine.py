@@ -9,8 +9,8 @@ takes the better of one and two. First each engine trains twenty clients without
 same order: all reach the same weights, up to hubbub's rounding to multiples of 2^-20.
 
 Milliseconds are the median over the rounds after the first; the first is shown apart, as seconds since the process
-was started. A ratio is that of two neighbours in one turn. CPU milliseconds stand beside, because other work on the
-machine moves them less.
+was started. Nothing is taken off, from nobody's. A ratio is that of two neighbours in one turn. CPU milliseconds stand
+beside, because other work on the machine moves them less.
 """
 
 import argparse
@@ -99,12 +99,13 @@ def check_weights(workload: Workload) -> None:
 
 def milliseconds(played: Played) -> float:
     """Median time of a round after the first."""
-    return 1000 * statistics.median(after - before for before, after in itertools.pairwise(played["at"]))
+    ends = [played["since"], *played["at"][1:]]
+    return 1000 * statistics.median(after - before for before, after in itertools.pairwise(ends))
 
 
 def busy(played: Played) -> float:
     """CPU milliseconds of all its processes in a round after the first, on average."""
-    return 1000 * (played["used"][-1] - played["used"][0]) / (len(played["used"]) - 1)
+    return 1000 * (played["used"][1] - played["used"][0]) / (len(played["at"]) - 1)
 
 
 def show(workload: Workload, turns: Mapping[str, Sequence[Played]]) -> None:

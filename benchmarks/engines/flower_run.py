@@ -32,7 +32,7 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
     """Measure the model; Flower calls this before the first round too."""
     start = time.perf_counter()
     net.load_state_dict(arrays.to_torch_state_dict())
-    found = MetricRecord(measured(net, data))
+    found = MetricRecord(measured(net, data, workload.piece))
     if server_round:
         laps.measuring.append(time.perf_counter() - start)
         laps.lap()

@@ -14,9 +14,11 @@ from workloads import WORKLOADS, Data, Workload, load
 
 
 class Laps:
-    """Seconds since this process began, after each round, and the greatest memory and the CPU seconds then.
+    """Seconds since this process began, after each round; memory, and CPU seconds of all processes, twice.
 
-    To look at memory takes longer than a small round, so what that takes is taken off.
+    To look at memory takes longer than a small round, and what an engine does meanwhile in its other processes would
+    be a gift. So that is done after the first round and after the last; between them nobody looks at anything but the
+    clock, and nothing is taken off what it says.
     """
 
     def __init__(self) -> None:
@@ -25,10 +27,11 @@ class Laps:
         self.at: list[float] = []
         self.measuring: list[float] = []
         """Seconds spent on the test records after each round."""
+        self.since = 0.0
+        """When the second round could begin: the first has ended and was looked at."""
         self.used: list[float] = []
-        """CPU seconds of everything that was started, after each round."""
-        self._lost = self._lost_busy = 0.0
-        self.imported = self.peak = family()[0]
+        """CPU seconds of everything that was started: then, and after the last round."""
+        self.imported = self.peak = held(family())
         self._resident = status("VmRSS")
 
     def load(self) -> Data:
@@ -37,13 +40,15 @@ class Laps:
 
     def lap(self) -> None:
         """A round has ended."""
-        self.at.append(seconds_alive() - self._lost)
-        started, busy = time.perf_counter(), time.process_time()
-        held, used = family()
-        self.used.append(used - self._lost_busy)
-        self.peak = max(self.peak, held)
-        self._lost += time.perf_counter() - started
-        self._lost_busy += time.process_time() - busy
+        self.at.append(seconds_alive())
+        if len(self.at) == 1:
+            self.peak = max(self.peak, held(family()))
+            self.used.append(busy(family()))
+            self.since = seconds_alive()
+        if len(self.at) == self.asked.rounds:
+            processes = family()
+            self.used.append(busy(processes))
+            self.peak = max(self.peak, held(processes))
 
     def finish(self, weights: Sequence[np.ndarray]) -> None:
         """Write the final weights where asked, and print what was measured."""
@@ -52,7 +57,8 @@ class Laps:
             np.save(self.asked.weights, flat)
         grown = max(self.peak - self.imported, status("VmHWM") - self._resident)  # between rounds; this process ever
         line = {
-            "at": self.at, "used": self.used, "measuring": self.measuring, "imported": self.imported, "grown": grown,
+            "at": self.at, "since": self.since, "used": self.used, "measuring": self.measuring,
+            "imported": self.imported, "grown": grown,
         }  # fmt: skip
         print(json.dumps(line), flush=True)
 
@@ -80,8 +86,8 @@ def status(key: str) -> float:
     return int(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0]) / 2**20
 
 
-def family() -> tuple[float, float]:
-    """GiB that this process and what it started hold, shared pages counted once; CPU seconds that they used."""
+def family() -> dict[int, float]:
+    """This process and what it started: CPU seconds that each has used."""
     stats, children = {}, defaultdict(list)
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
@@ -89,12 +95,24 @@ def family() -> tuple[float, float]:
             process = int(path.parent.name)
             stats[process] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
             children[int(fields[1])].append(process)
-    waiting, held, used = [os.getpid()], 0, 0.0
+    found, waiting = {}, [os.getpid()]
     while waiting:
         process = waiting.pop()
         waiting += children[process]
-        used += stats[process]
+        found[process] = stats[process]
+    return found
+
+
+def busy(processes: dict[int, float]) -> float:
+    """CPU seconds of them all."""
+    return sum(processes.values())
+
+
+def held(processes: dict[int, float]) -> float:
+    """GiB that they hold, shared pages counted once."""
+    kib = 0
+    for process in processes:
         with contextlib.suppress(OSError):
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-            held += int(rollup.partition("\nPss:")[2].split()[0])
-    return held / 2**20, used
+            kib += int(rollup.partition("\nPss:")[2].split()[0])
+    return kib / 2**20

@@ -99,7 +99,7 @@ class Rounds(TrainingProcessCallback):
 
 users = FederatedDataset(records, get_user_sampler("minimize_reuse", list(tensors)))
 noise = CentrallyAppliedPrivacyMechanism(GaussianMechanism(MAX_NORM, 0.0 if asked.exact else 0.5))
-evaluation = NNEvalHyperParams(local_batch_size=1024)
+evaluation = NNEvalHyperParams(local_batch_size=workload.piece)
 test = Dataset([torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)])
 FederatedAveraging().run(
     backend=SimulatedBackend(training_data=users, val_data=users, postprocessors=[noise]),

@@ -18,7 +18,7 @@ from hubbub.accounting.grants import composed, filter_grant, repeated, sandbox_g
 from hubbub.accounting.ledger import Ledger, admit
 from hubbub.errors import BudgetError, InputError, VerificationError
 from hubbub.eventlog import EventLog
-from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, encode_event
+from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, Evaluated, encode_event
 
 DELTA = 1e-5
 
@@ -69,6 +69,23 @@ def test_a_sandbox_refuses_the_third_run_of_any_plan_with_fewer_retries_than_rou
     grant = sandbox_grant("heart", plan, DELTA)
     assert composed(grant, [(plan, rounds), (plan, rounds + retries)]) <= grant.epsilon
     assert composed(grant, [(plan, rounds), (plan, rounds), (plan, rounds + retries)]) > grant.epsilon
+
+
+def test_a_dataset_without_a_bound_admits_runs_with_and_without_noise(ledger):
+    ledger.grant([filter_grant("heart", "example", 1.0, DELTA, kind="unbounded")])
+    ledger.reserve(reservation("r1", attempts=100_000))
+    ledger.reserve(reservation("r2", dp_event=NOT_PRIVATE))
+    with pytest.raises(BudgetError, match="has a budget for unit = 'example', this study protects unit = 'client'"):
+        ledger.reserve(reservation("r3", unit="client"))
+    (statement,) = ledger.statements()
+    assert (statement.kind, statement.epsilon_spent, statement.epsilon_budget) == ("unbounded", None, None)
+
+
+def test_events_of_others_change_no_budget(ledger):
+    ledger.reserve(reservation(), sandbox_delta=DELTA)
+    before = ledger.accounts().key("heart")
+    ledger.log.append(lambda: [Evaluated(run="r1", round_number=1, metrics={"accuracy": 0.5})])
+    assert ledger.accounts().key("heart") == before
 
 
 def test_a_schedule_is_reserved_whole_and_unopened_attempts_return_when_the_run_settles(ledger):

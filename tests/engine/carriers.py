@@ -144,10 +144,10 @@ class Wire:
         self.port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"localhost:{self._listener.getsockname()[1]}"
-        self.bytes_per_second, self.forwarded = float("inf"), 0
+        self.pause, self.forwarded = (lambda _size: 0.0), 0
         self._open = threading.Event()
         self._open.set()
-        self._ends, self._threads = [], []
+        self._lines, self._threads = [], []
         self._start(self._accept)
 
     def _start(self, run, *args):
@@ -158,8 +158,12 @@ class Wire:
         with suppress(OSError):
             while True:
                 near = self._listener.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self.port))
-                self._ends += [near, far]
+                try:
+                    far = socket.create_connection(("127.0.0.1", self.port))
+                except OSError:  # nobody is there yet
+                    near.close()
+                    continue
+                self._lines.append((near, far))
                 self._start(self._forward, near, far)
                 self._start(self._forward, far, near)
 
@@ -167,7 +171,7 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 self._open.wait()
-                time.sleep(len(data) / self.bytes_per_second)
+                time.sleep(self.pause(len(data)))
                 target.sendall(data)
                 self.forwarded += len(data)
         for end in (source, target):
@@ -181,11 +185,12 @@ class Wire:
     def resume(self):
         self._open.set()
 
-    def cut(self):
-        """Close every connection; new ones are let through."""
-        for end in self._ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    def cut(self, newest=None):
+        """Close every connection, or so many of the newest; others are let through."""
+        for line in self._lines[-(newest or 0) :]:
+            for end in line:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
     def close(self):
         with suppress(OSError):
@@ -195,5 +200,6 @@ class Wire:
         self.cut()
         for thread in self._threads:
             thread.join()
-        for end in self._ends:
-            end.close()
+        for line in self._lines:
+            for end in line:
+                end.close()

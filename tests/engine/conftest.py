@@ -52,10 +52,33 @@ def direct(hosts, carriers):
     return functools.partial(hosts, carriers.Direct)
 
 
+@pytest.fixture(scope="module")
+def federations(tmp_path_factory):
+    """Make federations in processes, which are there for all tests of a file."""
+    made = []
+
+    def make(**options):
+        made.append(_load("processes").Federation(tmp_path_factory.mktemp("federation"), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
 @pytest.fixture(scope="session")
-def flare(tmp_path_factory):
+def flare_python():
+    """Give the interpreter of NVIDIA FLARE's own environment, which is made at the first use."""
+    try:
+        return _load("flare_system").interpreter()
+    except SystemExit as error:
+        pytest.skip(f"NVIDIA FLARE cannot be installed here: {error.code}")
+
+
+@pytest.fixture(scope="session")
+def flare(tmp_path_factory, flare_python):
     """Give a server and a client of NVIDIA FLARE, both on this machine, with jobs of ours."""
-    system = _load("flare_system").System(tmp_path_factory.mktemp("flare"))
+    system = _load("flare_system").System(tmp_path_factory.mktemp("flare"), flare_python)
     yield system
     system.close()
 

@@ -45,7 +45,11 @@ def free_ports(count):
 
 
 def interpreter():
-    """Python of FLARE's environment, made at the first use."""
+    """Python of FLARE's environment, made at the first use.
+
+    Raises:
+        SystemExit: It cannot be made, with pip's words.
+    """
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         return importlib.import_module("peers").python("flare")
@@ -56,8 +60,8 @@ def interpreter():
 class System:
     """Enrols everybody by certificate request, as docs/how-to/flare.md says, and starts all processes."""
 
-    def __init__(self, folder):
-        self.folder, self.python = folder, interpreter()
+    def __init__(self, folder, python):
+        self.folder, self.python = folder, python
         learn, admin, self.coordinator, *ports = free_ports(3 + len(SITES))
         self.ports = dict(zip(SITES, ports, strict=True))
         self.processes = {}

@@ -3,9 +3,9 @@
     host_process.py CONTROL hubbub's arguments
 
 CONTROL is a folder that a test writes `orders` into, and this writes `masked-NAME` and `killed-ROUND` into, before
-what they tell of leaves the process. A coordinator with `HUBBUB_KILL="NTH SECONDS CHARGED"` in its environment kills
-itself so long after it came by the nth place at which it asks, hears or writes, counted from when its run went on or,
-if CHARGED is 1, from when it charged an attempt.
+what they tell of leaves the process, and `waiting-NAME` at a gate. A coordinator with
+`HUBBUB_KILL="NTH SECONDS CHARGED"` in its environment kills itself so long after it came by the nth place at which it
+asks, hears or writes, counted from when its run went on or, if CHARGED is 1, from when it charged an attempt.
 """
 
 import functools
@@ -55,6 +55,7 @@ def answering(answer, stages, host, data):
     stages[at] += 1
     dies = orders["kills"].get(number, ["", 0])
     if stage == orders["gates"].get(number) and host.name != dies[0]:
+        note(f"waiting-{host.name}", *at)
         wait_at(CONTROL / f"gate-{number}")
     reply = answer(host, data)
     said = decode_message(reply) if reply else None

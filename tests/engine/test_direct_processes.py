@@ -108,7 +108,7 @@ def test_four_hundred_megabytes_both_ways_are_in_memory_at_most_thrice(direct, f
 def test_a_slow_wire_is_not_a_dead_one(direct, wire):
     one = direct()
     line = wire(one.transport.port)
-    line.bytes_per_second = 4_000_000
+    line.pause = lambda size: size / 4_000_000
     seen = []
     one.join("north", lambda question: seen.append(1) or question, line.address)
     [(_, reply)] = one.transport.ask({"north": bytes(12_000_000)}, seconds=60)

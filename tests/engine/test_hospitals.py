@@ -1,5 +1,6 @@
 """examples/hospitals as anybody would run it: five sites as processes, from keys to a verified bundle."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -36,8 +37,8 @@ def records(tmp_path):
 
 
 def test_the_script_can_be_read():
-    assert len((EXAMPLE / "run.sh").read_text().splitlines()) <= 60
-    assert len((EXAMPLE / "study.py").read_text().splitlines()) <= 60
+    for name in ("run.sh", "flare.sh", "study.py"):
+        assert len((EXAMPLE / name).read_text().splitlines()) <= 60
 
 
 def test_each_hospital_reads_its_own_records_and_nobody_elses(records, monkeypatch):
@@ -75,17 +76,34 @@ def test_the_same_study_runs_in_one_process(records, tmp_path, monkeypatch, run)
     assert (result.rounds, result.participants) == (6, 5)
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
+def free_ports(count):
+    """The first of some ports in a row that nobody has now."""
+    while True:
+        with contextlib.ExitStack() as taken, contextlib.suppress(OSError, OverflowError):
+            first = taken.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for port in range(first + 1, first + count):
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
+@pytest.fixture(params=["direct", "flare"])
+def carrier(request):
+    """Give what run.sh is told about one carrier."""
+    own = {
+        "CARRIER": request.param,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PORT": str(free_ports(1 + len(HOSPITALS))),
+    }
+    if request.param == "flare":
+        python = request.getfixturevalue("flare_python")
+        own["PATH"] = own["PATH"].replace(os.pathsep, f"{os.pathsep}{python.parent}{os.pathsep}", 1)
+        own["PYTHONPATH"] = str(Path(hubbub.__file__).parents[1])
+    return own
 
 
 @pytest.mark.slow
-def test_five_sites_as_processes_go_from_keys_to_a_verified_bundle(tmp_path):
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PORT": str(free_port()),
-    }
+def test_five_sites_as_processes_go_from_keys_to_a_verified_bundle(tmp_path, carrier):
+    environment = os.environ | carrier
     environment.pop("HUBBUB_HOME", None)
     done = subprocess.run(
         [EXAMPLE / "run.sh", tmp_path / "away"],
@@ -99,6 +117,7 @@ def test_five_sites_as_processes_go_from_keys_to_a_verified_bundle(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verified: Against coordinator" in done.stdout
     assert "Traceback" not in done.stderr
+    assert (carrier["CARRIER"] == "flare") == ("server and clients start" in done.stdout)
 
     root = tmp_path / "away"
     bundle, member = root / "bundle", read_membership(root / "owner-3" / "owner-3.membership")

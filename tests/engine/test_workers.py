@@ -24,6 +24,7 @@ from hubbub.messages import pack_parameters
 from hubbub.participant.records import Records, Work
 from hubbub.planning import make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
+from hubbub.study import Slots
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 EXACT = {"noise": "none", "epsilon": None, "sums": "clear"}
@@ -122,7 +123,7 @@ def workers(make_study, settings):
         plan = make_plan(prepared.study)
         common = {"settings": study.settings, "plan": plan, "randomness": randomness or OperatingSystemRandomness()}
         records = {name: Records(name, slots=slots, **common) for name, slots in prepared.slots.items()}
-        alone = Alone(records, prepared.learner, study.settings, length=plan.mechanism.length)
+        alone = Alone(records, prepared.learner, study.settings, length=plan.mechanism.length, test=prepared.test)
         pools.append(Pool(alone, count, in_child=lambda: None))
         return pools[-1], alone, Work(pack_parameters(prepared.learner.initial()), 1, 1), plan
 
@@ -140,6 +141,27 @@ def test_a_sum_is_the_sum_of_the_vectors(workers, client_settings):
     expected = sum(vectors.values(), np.zeros_like(vector))
     np.testing.assert_array_equal(pool.total(NAMES, work), expected)
     np.testing.assert_array_equal(pool.total(["c"], work), vectors["c"])  # fewer than there are workers
+
+
+def test_what_workers_measure_adds_up_to_what_one_process_measures(workers, client_settings):
+    functions = {"test_data": lambda: uneven("g"), "model": lambda: torch.nn.Sequential(torch.nn.Linear(4, 2))}
+    found = set()
+    for count in (2, 3, 5):
+        pool, alone, work, _ = workers(client_settings(), count=count, **functions)
+        assert len(alone.pieces) == 1
+        alone.pieces[:] = [Slots(*(part[at : at + 16] for part in parts(alone))) for at in range(0, 59, 16)]
+        pool.close()
+        pool = Pool(alone, count, in_child=lambda: None)
+        model = np.frombuffer(work.model, dtype="<f4")
+        found.add(tuple(pool.evaluate(model).items()))
+        assert pool.evaluate(model) == alone.evaluate(model)
+        pool.close()
+    assert len(found) == 1
+
+
+def parts(alone):
+    (piece,) = alone.pieces
+    return piece.x, piece.y, piece.is_real
 
 
 def test_no_two_workers_draw_the_same_noise(workers, settings):

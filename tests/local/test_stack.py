@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from hubbub.errors import CodeError
 from hubbub.local.layout import Layout
-from hubbub.local.stack import MOST, is_right, logistic, vectorised
+from hubbub.local.stack import MOST, Stack, is_right, logistic, vectorised
 from hubbub.local.torch_model import TorchModel, cross_entropy
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.config import Training
@@ -38,7 +38,7 @@ def seeds(count):
 
 
 def one_by_one(made, start, everyone, rates):
-    made._stack = None
+    made._way = None
     return [update.copy() for update in made.updates(start, everyone, rates, seeds(len(everyone)))]
 
 
@@ -80,7 +80,7 @@ def test_stacked_training_is_training_one_by_one(model, sizes, batch_size, epoch
 @pytest.mark.parametrize("model", [linear, mlp])
 def test_nobodys_update_depends_on_who_else_is_there_not_in_a_bit(model):
     made = learner(model)
-    made._stack = stack_of(made)
+    made._way = stack_of(made)
     everyone = [slots(3 + at % 11, at) for at in range(MOST + 9)]
     together = [update.copy() for update in made.updates(made.initial(), everyone, training(), seeds(MOST + 9))]
     order = np.random.default_rng(0).permutation(len(everyone))[:20]
@@ -92,7 +92,7 @@ def test_nobodys_update_depends_on_who_else_is_there_not_in_a_bit(model):
 
 def test_one_that_diverges_leaves_the_others_as_they_are():
     made = learner(linear)
-    made._stack = stack_of(made)
+    made._way = stack_of(made)
     wild = Slots(np.full((9, 4), 3e38, np.float32), np.arange(9) % 3, np.ones(9, dtype=bool))
     calm = [slots(9, at) for at in range(3)]
     expected = [update.copy() for update in made.updates(made.initial(), calm, training(), seeds(3))]
@@ -106,7 +106,7 @@ def test_one_that_diverges_leaves_the_others_as_they_are():
 
 def test_without_records_or_with_a_label_out_of_range_one_is_trained_alone_and_the_others_stacked():
     made = learner(linear)
-    made._stack = stack_of(made)
+    made._way = stack_of(made)
     empty, wrong, ignored = slots(5, nulls=range(5)), slots(5, classes=9), slots(5)
     ignored.y[0] = -100  # what torch leaves out
     everyone = [slots(5, 1), empty, wrong, slots(5, 2), ignored]
@@ -127,12 +127,12 @@ def test_without_records_or_with_a_label_out_of_range_one_is_trained_alone_and_t
 def chosen(model, loss=None, shape=(4,)):
     made = learner(model, loss)
     made.self_test(slots(64, shape=shape), microbatch=None)
-    return made._stack
+    return made._way
 
 
 @pytest.mark.parametrize(("model", "shape"), [(linear, (4,)), (flattened, (3, 4)), (flattened, (12,))])
 def test_logistic_regression_under_the_default_loss_is_stacked(model, shape):
-    assert chosen(model, shape=shape) is not None
+    assert isinstance(chosen(model, shape=shape), Stack)
 
 
 def hooked():
@@ -167,7 +167,7 @@ def frozen():
     ],
 )
 def test_nothing_else_is_taken_for_logistic_regression(model, loss):
-    assert chosen(model, loss) is None
+    assert not isinstance(chosen(model, loss), Stack)
 
 
 def fits(model, loss=None):
@@ -240,7 +240,7 @@ def test_a_wrong_formula_is_found_out():
         flat += 1e-7 * flat.mean(dim=0)
 
     def of(everyone, rates, of_seeds):
-        made._stack = None
+        made._way = None
         return [update.copy() for update in made.updates(made.initial(), everyone, rates, of_seeds)]
 
     assert is_right(stack, made.initial(), slots(64), of)
@@ -252,19 +252,19 @@ def test_a_wrong_formula_is_found_out():
 def test_the_rehearsal_takes_the_faster_way(participants, monkeypatch):
     made = learner(mlp)
     made.self_test(slots(64), microbatch=None)
-    clock = {"now": 0.0, "stacked": 1.0}
+    clock, chain = {"now": 0.0, "stacked": 1.0}, made._way
     monkeypatch.setattr("hubbub.local.torch_model.time.perf_counter", lambda: clock["now"])
 
     def updates(*_):
-        clock["now"] += clock["stacked"] if made._stack is not None else 0.4
+        clock["now"] += clock["stacked"] if isinstance(made._way, Stack) else 0.4
         return iter(())
 
     monkeypatch.setattr(made, "updates", updates)
     made.rehearse(slots(64), training(), participants=participants, rows=9)
-    assert (made._stack is not None) == (participants == 40)  # 40 one by one would take 4 s, and one 0.4 s
-    made._stack, clock["stacked"] = None, 4.1
+    assert isinstance(made._way, Stack) == (participants == 40)  # 40 one by one would take 4 s, and one 0.4 s
+    made._way, clock["stacked"] = chain, 4.1
     made.rehearse(slots(64), training(), participants=participants, rows=9)
-    assert made._stack is None
+    assert made._way is chain
 
 
 def test_a_rehearsal_leaves_parameters_and_the_global_generator_alone():

@@ -12,6 +12,7 @@ is too large is a false claim, so both roundings here are exact integer arithmet
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from hubbub.errors import InputError
 
@@ -115,6 +116,7 @@ def _positive(value: float, where: str) -> Fraction:
     return Fraction(value)
 
 
+@lru_cache(maxsize=64)
 def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHING, *, shares: int = 1) -> float:
     """Return z_eff = sqrt(shares sigma^2 - r^2) / sensitivity with six decimals, rounded down.
 

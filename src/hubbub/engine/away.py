@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from jaxtyping import Float32
 
 from hubbub.coordinator import Coordinator, Progress
 from hubbub.coordinator.sums import MakeSum, SecureSum, Sum
 from hubbub.engine.cosign import Cosigners
 from hubbub.engine.home import Receipts
+from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Record, events_of
 from hubbub.engine.running import Hosts, Running, Secagg
 from hubbub.engine.transport import Reply, Transport
@@ -158,6 +161,10 @@ class SitesAway:
         self._receipts.keep(coordinator.receipts)
         self._tell(coordinator.farewell)
         return closed
+
+    def evaluate(self, prepared: Prepared, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
+        """A model's metrics on the test records, here."""
+        return prepared.learner.evaluate(parameters, prepared.test)
 
     def _carry(self, asked: Mapping[str, bytes], coordinator: Coordinator, stage: int) -> None:
         seconds = self._deadlines.training if stage == TRAINED else self._deadlines.stage

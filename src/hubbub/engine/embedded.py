@@ -15,6 +15,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float32
+
 from hubbub.accounting.ledger import Ledger
 from hubbub.coordinator import Coordinator, Progress
 from hubbub.coordinator.sums import MakeSum
@@ -42,8 +45,6 @@ from hubbub.study import Study, load_study, made_up
 from hubbub.tlog import Signer
 
 FORMAT = 1
-EVALUATIONS = 100
-"""Most points at which a run is measured on the test records."""
 
 
 def run(
@@ -242,7 +243,8 @@ class SitesHere:
     def _make_workers(self, running: Running) -> Workers:
         settings = self._prepared.study.settings
         records = {name: site.records for name, site in self._sites.items()}
-        alone = Alone(records, self._prepared.learner, settings, length=running.plan.mechanism.length)
+        length, test = running.plan.mechanism.length, self._prepared.test
+        alone = Alone(records, self._prepared.learner, settings, length=length, test=test)
         cohort = running.plan.mechanism.participants.size(len(records))
         count = min(settings.speed.workers, cohort)
         if running.noise_source == "os" and settings.privacy.unit == "client":
@@ -267,6 +269,12 @@ class SitesHere:
         while asked := coordinator.advance():
             self._carry(asked, coordinator)
         return coordinator.close()
+
+    def evaluate(self, prepared: Prepared, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
+        """A model's metrics on the test records, by the workers once there are some."""
+        if self._workers is None:
+            return prepared.learner.evaluate(parameters, prepared.test)
+        return self._workers.evaluate(parameters)
 
     def _carry(self, asked: dict[str, bytes], coordinator: Coordinator) -> None:
         """Hand everybody what it is asked; then let those who are to train do so, side by side."""

@@ -119,6 +119,10 @@ class Sites(Protocol):
         """One attempt at one round: carry messages to and fro until there is nothing more to send."""
         ...
 
+    def evaluate(self, prepared: Prepared, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
+        """A model's metrics on the test records, which are where the coordinator is."""
+        ...
+
 
 @dataclass
 class Running:
@@ -318,7 +322,7 @@ class Running:
         done = progress.round_number - 1
         every = max(1, self.plan.rounds // EVALUATIONS)
         if done > record.measured and (done == self.plan.rounds or done % every == 0):
-            measured = self.prepared.learner.evaluate(progress.parameters, self.prepared.test)
+            measured = self.sites.evaluate(self.prepared, progress.parameters)
             metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
             record.append(Evaluated(run=self.name, round_number=done, metrics=metrics))
 

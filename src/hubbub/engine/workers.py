@@ -20,12 +20,13 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Float32, UInt32
 
 import hubbub.errors
 from hubbub.errors import HubbubError, WorkerError
-from hubbub.local.learner import Learner
+from hubbub.local.learner import Learner, Measured, means
 from hubbub.participant.records import Records, Work, make_vectors
+from hubbub.study import Slots
 from hubbub.study.config import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ class Job(NamedTuple):
     names: Sequence[str]
     work: Work
     is_sum: bool
+
+
+class Exam(NamedTuple):
+    """What a worker is asked about a model: how it does on these pieces of the test records."""
+
+    parameters: Float32[np.ndarray, " params"]
+    at: Sequence[int]
 
 
 class Failure(NamedTuple):
@@ -66,6 +74,10 @@ class Workers(Protocol):
         """Each one's vector, as it is made."""
         ...
 
+    def evaluate(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
+        """A model's metrics on the test records."""
+        ...
+
     def close(self) -> None:
         """End them."""
         ...
@@ -79,10 +91,14 @@ class Alone:
         learner: The study's.
         settings: The study's.
         length: Coordinates of a vector.
+        test: The test records.
     """
 
-    def __init__(self, records: Mapping[str, Records], learner: Learner, settings: Settings, *, length: int) -> None:
+    def __init__(
+        self, records: Mapping[str, Records], learner: Learner, settings: Settings, *, length: int, test: Slots
+    ) -> None:
         self.records = records
+        self.pieces = learner.pieces(test)
         self._learner = learner
         self._settings = settings
         self._length = length
@@ -98,6 +114,14 @@ class Alone:
         """Each one's vector, in order."""
         asked = [self.records[name] for name in names]
         yield from zip(names, make_vectors(asked, work, self._learner, self._settings), strict=True)
+
+    def measure(self, exam: Exam) -> list[Measured]:
+        """How a model does on some pieces of the test records."""
+        return [self._learner.measure(exam.parameters, self.pieces[at]) for at in exam.at]
+
+    def evaluate(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
+        """A model's metrics on the test records."""
+        return means(self.measure(Exam(parameters, range(len(self.pieces)))))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -116,6 +140,7 @@ class Pool:
     """
 
     def __init__(self, alone: Alone, count: int, *, in_child: Callable[[], None]) -> None:
+        self._alone = alone
         self._sizes = {name: len(one.slots) for name, one in alone.records.items()}
         self._pipes: list[Pipe] = []
         self._processes: list[BaseProcess] = []
@@ -148,24 +173,36 @@ class Pool:
 
     def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
         """The sum of their vectors, modulo 2^32."""
-        first, *others = [vector for _, vector in self._ask(names, work, is_sum=True)]
+        first, *others = [vector for _, vector in self._train(names, work, is_sum=True)]
         for other in others:
             first += other
         return first
 
     def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
         """Each one's vector, as they come."""
-        return self._ask(names, work, is_sum=False)
+        return self._train(names, work, is_sum=False)
 
-    def _ask(
+    def evaluate(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
+        """A model's metrics on the test records: each worker measures some pieces, if there are several."""
+        count, workers = len(self._alone.pieces), len(self._pipes)
+        if count == 1:
+            return self._alone.evaluate(parameters)
+        exams = [Exam(parameters, range(first, count, workers)) for first in range(min(workers, count))]
+        found = dict(pair for exam, measured in self._ask(exams) for pair in zip(exam, measured, strict=True))
+        return means([found[at] for at in range(count)])
+
+    def _train(
         self, names: Sequence[str], work: Work, *, is_sum: bool
     ) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
+        return self._ask([Job(share, work, is_sum) for share in self._shares(names) if share])
+
+    def _ask(self, jobs: Sequence[Job | Exam]) -> Iterator[Any]:
+        """What workers reply to a job each, as it comes."""
         waiting: dict[Pipe, BaseProcess] = {}
-        for pipe, process, share in zip(self._pipes, self._processes, self._shares(names), strict=True):
-            if share:
-                with _alive(process):
-                    pipe.send(Job(share, work, is_sum))
-                waiting[pipe] = process
+        for pipe, process, job in zip(self._pipes, self._processes, jobs, strict=False):
+            with _alive(process):
+                pipe.send(job)
+            waiting[pipe] = process
         while waiting:
             for pipe in cast("list[Pipe]", wait(list(waiting))):
                 with _alive(waiting[pipe]):
@@ -226,9 +263,11 @@ def _work(alone: Alone, pipe: Pipe) -> None:
         os._exit(1)
 
 
-def _answer(alone: Alone, pipe: Pipe, job: Job) -> None:
+def _answer(alone: Alone, pipe: Pipe, job: Job | Exam) -> None:
     try:
-        if job.is_sum:
+        if isinstance(job, Exam):
+            pipe.send((job.at, alone.measure(job)))
+        elif job.is_sum:
             pipe.send(("", alone.total(job.names, job.work)))
         else:
             for reply in alone.vectors(job.names, job.work):

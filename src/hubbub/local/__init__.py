@@ -6,6 +6,7 @@
     seeds.py        the order of local batches
     torch_model.py  a PyTorch module as a learner: local SGD, evaluation, layers that are refused
     stack.py        small models of many participants trained side by side, and how that is tried first
+    dense.py        dense networks trained by formula, one participant after the other
     gradients.py    per-example clipped gradient sums in microbatches of one fixed shape, and their self-test
     bookkeeping.py  the fast clipper: one batched pass per microbatch, for models of plain layers
     parts.py        what that clipper knows of layers: per-record norms and weighted sums

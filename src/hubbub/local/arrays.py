@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hubbub.errors import CodeError
 from hubbub.local.layout import Layout
+from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import make_rng
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
@@ -97,12 +98,20 @@ class ArrayModel:
         with np.errstate(over="ignore", invalid="ignore"):
             return self.layout.flatten(_named("train()", trained), "train()") - parameters
 
-    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
-        """The user's metrics on the test records."""
-        returned = call(self._code.evaluate or dict, self.layout.unflatten(parameters), _records(slots))
+    def pieces(self, slots: Slots) -> list[Slots]:
+        """One: what the user's metrics are of is the user's to say."""
+        return [slots]
+
+    def measure(self, parameters: Float32[np.ndarray, " params"], piece: Slots) -> Measured:
+        """The user's metrics, as if of one record."""
+        returned = call(self._code.evaluate or dict, self.layout.unflatten(parameters), _records(piece))
         metrics = _named("evaluate()", returned)
         with running("evaluate()"):
-            return {name: float(value) for name, value in metrics.items()}
+            return Measured(1, {name: float(value) for name, value in metrics.items()})
+
+    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
+        """The user's metrics on the test records."""
+        return means([self.measure(parameters, slots)])
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """The arrays by name."""

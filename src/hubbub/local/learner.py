@@ -1,7 +1,7 @@
 """What training asks of a model, whatever its framework."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -11,6 +11,24 @@ from hubbub.errors import CodeError
 from hubbub.mechanism import Mechanism
 from hubbub.study import Slots
 from hubbub.study.config import Training
+
+
+class Measured(NamedTuple):
+    """What a model does on some test records, so that it adds up to what it does on all.
+
+    Args:
+        rows: How many they are.
+        sums: By metric, its sum over them.
+    """
+
+    rows: int
+    sums: dict[str, float]
+
+
+def means(measured: Sequence[Measured]) -> dict[str, float]:
+    """Metrics from pieces of the test records, added up in the order of the pieces; 0 without a record."""
+    rows = max(sum(piece.rows for piece in measured), 1)
+    return {name: sum(piece.sums[name] for piece in measured) / rows for name in measured[0].sums}
 
 
 @runtime_checkable
@@ -81,8 +99,16 @@ class Learner(Protocol):
         """
         ...
 
+    def pieces(self, slots: Slots) -> list[Slots]:
+        """Test records in pieces, at least one, that different processes may measure: a matter of shapes alone."""
+        ...
+
+    def measure(self, parameters: Float32[np.ndarray, " params"], piece: Slots) -> Measured:
+        """Sums over one of the pieces: of right answers where y has classes, and of losses."""
+        ...
+
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
-        """Metrics on test records: accuracy where y has classes, and mean loss."""
+        """Metrics on test records: the means over all pieces."""
         ...
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:

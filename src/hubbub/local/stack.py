@@ -54,6 +54,21 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Way(Protocol):
+    """A way to train participants other than by autograd, one by one."""
+
+    def takes(self, slots: Slots) -> bool:
+        """Whether it may be used for a participant."""
+        ...
+
+    def updates(
+        self, parameters: Update, everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]
+    ) -> Iterator[Update]:
+        """New weights minus old weights, in order; each is good until the next is asked for."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stack:
     """Trains participants side by side.
@@ -162,14 +177,14 @@ OneByOne = Callable[[Sequence[Slots], Training, Sequence[bytes]], list[Update]]
 """Updates of several participants, trained one by one."""
 
 
-def is_right(stack: Stack, parameters: Update, example: Slots, one_by_one: OneByOne) -> bool:
-    """Whether a stack does what training one by one does, and nobody's row depends on another's, on made-up records."""
+def is_right(way: Way, parameters: Update, example: Slots, one_by_one: OneByOne) -> bool:
+    """Whether a way does what training one by one does, and nobody's update depends on another, on made-up records."""
     training = Training(algorithm="fedavg", rounds=1, learning_rate=0.1, batch_size=4, local_epochs=2)
     everyone = [made_up_slots(example, rows) for rows in (7, 4, 1, 10)]
     seeds = [bytes([at]) * 32 for at in range(len(everyone))]
     try:
-        alone = [next(stack.updates(parameters, [everyone[at]], training, [seeds[at]])) for at in range(4)]
-        backwards = list(stack.updates(parameters, everyone[::-1], training, seeds[::-1]))[::-1]
+        alone = [next(way.updates(parameters, [everyone[at]], training, [seeds[at]])).copy() for at in range(4)]
+        backwards = [one.copy() for one in way.updates(parameters, everyone[::-1], training, seeds[::-1])][::-1]
         expected = one_by_one(everyone, training, seeds)
     except Exception:  # noqa: BLE001, the user's code runs one by one, but not stacked
         return False

@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
+from hubbub.local.dense import dense
 from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
+from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import layer_seed, shuffled
-from hubbub.local.stack import MOST, Stack, is_right, logistic, made_up_slots, vectorised
+from hubbub.local.stack import MOST, Stack, Way, is_right, logistic, made_up_slots, vectorised
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
 from hubbub.study.code import call, running
 from hubbub.study.config import Training
 
-EVALUATION_ROWS = 1024
+EVALUATION_ROWS, EVALUATION_VALUES = 512, 2**22
+"""Most test records, and values that one layer makes of them, in a piece: more would not stay near the processor."""
 
 _add = torch._foreach_add_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # what torch's own optimisers call
 
@@ -55,9 +58,10 @@ class TorchModel:
         for value, view in zip(self.parameters, self._views, strict=True):
             value.data = view
         self._is_default_loss = code.loss is None
-        self._stack: Stack | None = None
+        self._way: Way | None = None
         self._moved = np.empty_like(self._initial)
         self._clipper: Clipper | None = None
+        self._rows = EVALUATION_ROWS
 
     @property
     def dimension(self) -> int:
@@ -87,19 +91,21 @@ class TorchModel:
             CodeError: The model does not run on the declared columns, rows depend on each other, or it
                 remembers what it has seen.
         """
-        self.module.train()
         with running("model() or loss() on the declared columns"), torch.random.fork_rng():
+            self._rows = _most_rows(self.module.eval(), made_up_rows(example, len(example))[0])
+            self.module.train()
             if microbatch is not None:
                 self._clipper = choose(self.module, self.loss, example, microbatch)
             else:
                 self._forgets(*made_up_rows(example, len(example)))
-                self._stack = self._fit(logistic(self.module, self.layout) if self._is_default_loss else None, example)
+                formula = logistic(self.module, self.layout) or dense(self.module, self.layout)
+                self._way = self._fit(formula if self._is_default_loss else None, example)
             for name, value in self._state():
                 if name in self._untrained and not torch.equal(value, self._untrained[name]):
                     raise _memory(name)
 
-    def _fit(self, stack: Stack | None, example: Slots) -> Stack | None:
-        """A stack that was tried on made-up records, or None."""
+    def _fit(self, way: Way | None, example: Slots) -> Way | None:
+        """A way that was tried on made-up records, or None."""
 
         def one_by_one(
             everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]
@@ -108,12 +114,12 @@ class TorchModel:
             return [self._update(start, slots, training, seed).copy() for slots, seed in pairs]
 
         start = self._initial + np.random.default_rng(0).normal(scale=0.1, size=self.dimension).astype(np.float32)
-        return stack if stack is not None and is_right(stack, start, example, one_by_one) else None
+        return way if way is not None and is_right(way, start, example, one_by_one) else None
 
     def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
         """Train made-up participants one by one and stacked by vmap; whichever is faster is used from now on."""
-        together = min(participants, MOST)
-        if self._stack is not None or together == 1:
+        together, one_by_one = min(participants, MOST), self._way
+        if isinstance(one_by_one, Stack) or together == 1:
             return
         few = [made_up_slots(example, rows)] * min(together, 4)
 
@@ -129,9 +135,9 @@ class TorchModel:
             if stack is None:
                 return
             alone = min(seconds() for _ in range(3)) * together / len(few)
-            self._stack = stack
+            self._way = stack
             if min(seconds() for _ in range(3)) > alone:  # a stack takes as long for few as for many
-                self._stack = None
+                self._way = one_by_one
 
     def _forgets(self, x: Tensor, y: Tensor) -> None:
         runs: list[tuple[Tensor, ...]] = []
@@ -182,12 +188,12 @@ class TorchModel:
         training: Training,
         seeds: Sequence[bytes],
     ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
-        """Those who may, side by side; the others, or all where there is no stack, one by one."""
-        stack = self._stack
-        at = [index for index, slots in enumerate(everyone) if stack is not None and stack.takes(slots)]
+        """Those who may, in the way that was chosen; the others, or all where there is none, by autograd."""
+        way = self._way
+        at = [index for index, slots in enumerate(everyone) if way is not None and way.takes(slots)]
         made = iter(())
-        if stack is not None and at:
-            made = stack.updates(parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
+        if way is not None and at:
+            made = way.updates(parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
         together = set(at)
         for index, (slots, seed) in enumerate(zip(everyone, seeds, strict=True)):
             yield next(made) if index in together else self._alone(parameters, slots, training, seed)
@@ -224,25 +230,31 @@ class TorchModel:
         loss = self.loss(self.module(x), y).mean()
         return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
 
-    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
-        """Mean loss over the test records, and accuracy where outputs are scores of classes.
+    def pieces(self, slots: Slots) -> list[Slots]:
+        """The test records in their order, so many at a time that what layers make of them is small."""
+        rows = np.flatnonzero(slots.is_real)
+        parts = [rows[start : start + self._rows] for start in range(0, max(len(rows), 1), self._rows)]
+        return [Slots(slots.x[part], slots.y[part], slots.is_real[part]) for part in parts]
+
+    def measure(self, parameters: Float32[np.ndarray, " params"], piece: Slots) -> Measured:
+        """The sum of losses over a piece, and of right answers where outputs are scores of classes.
 
         One output per record is the score of class 1 against class 0; more are one score per class.
         """
         self.flat.numpy()[:] = parameters
         self.module.eval()
-        rows = np.flatnonzero(slots.is_real)
-        loss, correct, is_classified = 0.0, 0, slots.y.dtype.kind in "iu"
-        with torch.no_grad():
-            for start in range(0, len(rows), EVALUATION_ROWS):
-                part = rows[start : start + EVALUATION_ROWS]
-                x, y = torch.from_numpy(slots.x[part]), torch.from_numpy(slots.y[part])
-                with running("model() or loss() on test data"):
-                    outputs = self.module(x)
-                    loss += float(self.loss(outputs, y).double().sum())
-                correct += int((_classes(outputs) == y.reshape(len(part), -1)[:, 0]).sum()) if is_classified else 0
-        metrics = {"loss": loss / max(len(rows), 1)}
-        return {"accuracy": correct / max(len(rows), 1), **metrics} if is_classified else metrics
+        loss, correct, is_classified = 0.0, 0, piece.y.dtype.kind in "iu"
+        if len(piece):
+            x, y = torch.from_numpy(piece.x), torch.from_numpy(piece.y)
+            with torch.no_grad(), running("model() or loss() on test data"):
+                outputs = self.module(x)
+                loss = float(self.loss(outputs, y).double().sum())
+            correct = int((_classes(outputs) == y.reshape(len(piece), -1)[:, 0]).sum()) if is_classified else 0
+        return Measured(len(piece), {"accuracy": float(correct), "loss": loss} if is_classified else {"loss": loss})
+
+    def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
+        """Mean loss over the test records, and accuracy where they have classes."""
+        return means([self.measure(parameters, piece) for piece in self.pieces(slots)])
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """The module's whole state dict; frozen parameters and buffers are as `model()` made them."""
@@ -254,6 +266,24 @@ class TorchModel:
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """Per-example cross-entropy of [n, classes] scores."""
     return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
+
+
+def _most_rows(module: nn.Module, x: Tensor) -> int:
+    """How many records to measure at once, a power of two: by the widest that any layer makes of one."""
+    widest = 1
+
+    def note(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+        nonlocal widest
+        widest = max(widest, outputs.numel() // len(x) if isinstance(outputs, Tensor) else 1)
+
+    hooks = [layer.register_forward_hook(note) for layer in module.modules()]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 1 << (min(EVALUATION_ROWS, max(EVALUATION_VALUES // widest, 1)).bit_length() - 1)
 
 
 def _classes(outputs: Tensor) -> Tensor:

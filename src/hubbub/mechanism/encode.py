@@ -18,7 +18,7 @@ from hubbub.mechanism.clip import slack
 
 RING_BITS = 32
 HALF_RING = 2 ** (RING_BITS - 1)
-_BLOCK = 2**13
+_BLOCK = 2**14
 """Coordinates that are encoded at a time."""
 
 
@@ -43,13 +43,13 @@ def encode_update(
     Source:
         McMahan et al. 2018, arXiv:1710.06963, Algorithm 1.
     """
-    encoded = np.zeros(update.size, dtype=np.int32)
     square = 0.0
     for _, wide in _widened(update):
         square += float(np.dot(wide, wide))
     norm = math.sqrt(square)
     if not math.isfinite(norm):
-        return encoded
+        return np.zeros(update.size, dtype=np.int32)
+    encoded = np.empty(update.size, dtype=np.int32)
     reach, largest_square = max_norm * slack(update.size), _largest_square(scale, max_norm)
     factor = scale if norm <= reach else scale * (reach / norm)
     while (square := _truncate(update, factor, encoded)) > largest_square:
