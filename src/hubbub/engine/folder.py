@@ -15,12 +15,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -138,8 +139,7 @@ class RunFolder:
         """
         assert progress.velocity is not None  # noqa: S101, a round is closed
         arrays = {"parameters": progress.parameters, "velocity": progress.velocity}
-        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
-        content = save(arrays, metadata={"closed": encode_event(closed).decode(), "sha256": digest})
+        content = save(arrays, metadata={"closed": encode_event(closed).decode(), "sha256": _digest(arrays)})
         _overwrite(self.path / SNAPSHOTS[closed.round_number % 2], content)
 
     def read_snapshot(self, plan: Plan, closed: int) -> tuple[Progress, RoundClosed] | None:
@@ -164,6 +164,14 @@ class RunFolder:
         return max(whole, key=lambda one: one[0].round_number, default=None)
 
 
+def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """SHA-256 of the arrays one after the other, without a copy of them."""
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def _overwrite(path: Path, content: bytes) -> None:
     """Write in place: a file system flushes one that is cut or renamed, and this one is a matter of speed."""
     with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644), "wb") as file:
@@ -180,9 +188,8 @@ def _read_snapshot(path: Path, dimension: int) -> tuple[Progress, RoundClosed] |
         closed = decode_event(metadata["closed"])
     except (OSError, SafetensorError, KeyError, InputError):
         return None
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
     parameters: Any = arrays["parameters"]
     is_right = parameters.shape == (dimension,) and parameters.dtype == np.float32
-    if not isinstance(closed, RoundClosed) or not is_right or digest != metadata.get("sha256"):
+    if not isinstance(closed, RoundClosed) or not is_right or _digest(arrays) != metadata.get("sha256"):
         return None
     return Progress(parameters, arrays["velocity"], closed.round_number + 1), closed

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
@@ -25,6 +26,7 @@ from jaxtyping import Float32, UInt32
 import hubbub.errors
 from hubbub.errors import HubbubError, WorkerError
 from hubbub.local.learner import Learner, Measured, means
+from hubbub.messages import pack_parameters
 from hubbub.participant.records import Records, Work, make_vectors
 from hubbub.study import Slots
 from hubbub.study.config import Settings
@@ -36,7 +38,10 @@ else:
 
 
 class Job(NamedTuple):
-    """What a worker is asked: these participants' vectors for one attempt, or only their sum."""
+    """What a worker is asked: these participants' vectors for one attempt, or only their sum.
+
+    Where the model of `work` is empty, it lies in the shared room.
+    """
 
     names: Sequence[str]
     work: Work
@@ -44,10 +49,21 @@ class Job(NamedTuple):
 
 
 class Exam(NamedTuple):
-    """What a worker is asked about a model: how it does on these pieces of the test records."""
+    """What a worker is asked about the model in the shared room: how it does on these pieces of the test records."""
 
-    parameters: Float32[np.ndarray, " params"]
     at: Sequence[int]
+
+
+class Room(NamedTuple):
+    """Memory that this process shares with one worker, so that large vectors need not travel.
+
+    Args:
+        model: What this process writes, before it asks anybody: one for all workers.
+        total: What the worker writes, before it replies.
+    """
+
+    model: Float32[np.ndarray, " params"]
+    total: UInt32[np.ndarray, " length"]
 
 
 class Failure(NamedTuple):
@@ -101,11 +117,16 @@ class Alone:
         self.pieces = learner.pieces(test)
         self._learner = learner
         self._settings = settings
-        self._length = length
+        self.length = length
+
+    @property
+    def dimension(self) -> int:
+        """Number of trained parameters d."""
+        return self._learner.dimension
 
     def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
         """The sum of their vectors, modulo 2^32."""
-        total = np.zeros(self._length, dtype=np.uint32)
+        total = np.zeros(self.length, dtype=np.uint32)
         for _, vector in self.vectors(names, work):
             total += vector
         return total
@@ -115,13 +136,13 @@ class Alone:
         asked = [self.records[name] for name in names]
         yield from zip(names, make_vectors(asked, work, self._learner, self._settings), strict=True)
 
-    def measure(self, exam: Exam) -> list[Measured]:
+    def measure(self, parameters: Float32[np.ndarray, " params"], at: Sequence[int]) -> list[Measured]:
         """How a model does on some pieces of the test records."""
-        return [self._learner.measure(exam.parameters, self.pieces[at]) for at in exam.at]
+        return [self._learner.measure(parameters, self.pieces[one]) for one in at]
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
         """A model's metrics on the test records."""
-        return means(self.measure(Exam(parameters, range(len(self.pieces)))))
+        return means(self.measure(parameters, range(len(self.pieces))))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -144,6 +165,8 @@ class Pool:
         self._sizes = {name: len(one.slots) for name, one in alone.records.items()}
         self._pipes: list[Pipe] = []
         self._processes: list[BaseProcess] = []
+        self._model = np.frombuffer(mmap(-1, max(4 * alone.dimension, 1)), np.float32, alone.dimension)
+        self._totals: list[UInt32[np.ndarray, " length"]] = []
         # A child must not see Ctrl-C before it ignores it: it is meant for this process, which then ends them all.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -155,12 +178,13 @@ class Pool:
     def _start(self, alone: Alone, in_child: Callable[[], None]) -> None:
         context = multiprocessing.get_context("fork")
         ours, theirs = cast("tuple[Pipe, Pipe]", context.Pipe())
+        room = Room(self._model, np.frombuffer(mmap(-1, max(4 * alone.length, 1)), np.uint32, alone.length))
 
         def child() -> None:
             for pipe in (*self._pipes, ours):  # or nobody would notice that this process is gone
                 pipe.close()
             in_child()
-            _work(alone, theirs)
+            _work(alone, theirs, room)
 
         process = context.Process(target=child, name=f"hubbub worker {len(self._pipes) + 1}")
         with warnings.catch_warnings():
@@ -169,14 +193,16 @@ class Pool:
             process.start()
         theirs.close()
         self._pipes.append(ours)
+        self._totals.append(room.total)
         self._processes.append(process)
 
     def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
         """The sum of their vectors, modulo 2^32."""
-        first, *others = [vector for _, vector in self._train(names, work, is_sum=True)]
-        for other in others:
-            first += other
-        return first
+        asked = [vector for _, vector in self._train(names, work, is_sum=True)]
+        total = np.zeros_like(self._totals[0])
+        for one in self._totals[: len(asked)]:
+            total += one
+        return total
 
     def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
         """Each one's vector, as they come."""
@@ -187,17 +213,23 @@ class Pool:
         count, workers = len(self._alone.pieces), len(self._pipes)
         if count == 1:
             return self._alone.evaluate(parameters)
-        exams = [Exam(parameters, range(first, count, workers)) for first in range(min(workers, count))]
-        found = dict(pair for exam, measured in self._ask(exams) for pair in zip(exam, measured, strict=True))
+        exams = [Exam(range(first, count, workers)) for first in range(min(workers, count))]
+        replies = self._ask(exams, parameters)
+        found = dict(pair for exam, measured in replies for pair in zip(exam, measured, strict=True))
         return means([found[at] for at in range(count)])
 
     def _train(
         self, names: Sequence[str], work: Work, *, is_sum: bool
     ) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
-        return self._ask([Job(share, work, is_sum) for share in self._shares(names) if share])
+        model = None
+        if len(work.model) == self._model.nbytes:  # another length is the worker's to refuse
+            model, work = np.frombuffer(work.model, "<f4"), work._replace(model=b"")
+        return self._ask([Job(share, work, is_sum) for share in self._shares(names) if share], model)
 
-    def _ask(self, jobs: Sequence[Job | Exam]) -> Iterator[Any]:
+    def _ask(self, jobs: Sequence[Job | Exam], model: Float32[np.ndarray, " params"] | None) -> Iterator[Any]:
         """What workers reply to a job each, as it comes."""
+        if model is not None:
+            self._model[:] = model  # nobody reads it now: whoever was asked before has replied
         waiting: dict[Pipe, BaseProcess] = {}
         for pipe, process, job in zip(self._pipes, self._processes, jobs, strict=False):
             with _alive(process):
@@ -248,14 +280,14 @@ def _alive(process: BaseProcess) -> Generator[None]:
         ) from None
 
 
-def _work(alone: Alone, pipe: Pipe) -> None:
+def _work(alone: Alone, pipe: Pipe, room: Room) -> None:
     """Be a worker: answer jobs until nobody asks any more. Never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))
     try:
         while True:
-            _answer(alone, pipe, pipe.recv())
+            _answer(alone, pipe, pipe.recv(), room)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # who asked is gone
     except BaseException:  # noqa: BLE001, what is told here is told before the process ends, whatever it is
@@ -263,15 +295,18 @@ def _work(alone: Alone, pipe: Pipe) -> None:
         os._exit(1)
 
 
-def _answer(alone: Alone, pipe: Pipe, job: Job | Exam) -> None:
+def _answer(alone: Alone, pipe: Pipe, job: Job | Exam, room: Room) -> None:
     try:
         if isinstance(job, Exam):
-            pipe.send((job.at, alone.measure(job)))
-        elif job.is_sum:
-            pipe.send(("", alone.total(job.names, job.work)))
+            pipe.send((job.at, alone.measure(room.model, job.at)))
         else:
-            for reply in alone.vectors(job.names, job.work):
-                pipe.send(reply)
+            work = job.work if job.work.model else job.work._replace(model=pack_parameters(room.model))
+            if job.is_sum:
+                room.total[:] = alone.total(job.names, work)
+                pipe.send(("", None))
+            else:
+                for reply in alone.vectors(job.names, work):
+                    pipe.send(reply)
         pipe.send(None)
     except HubbubError as error:
         pipe.send(Failure(type(error).__name__, error.message, error.hint))
