@@ -12,7 +12,7 @@ from hubbub.study import Examples, Lock, Slots, Study, conform
 from hubbub.study.code import call
 from hubbub.study.lock import write_lock
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
 @dataclass(frozen=True)
