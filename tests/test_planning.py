@@ -12,7 +12,7 @@ import torch
 import hubbub
 from hubbub.accounting.epsilon import epsilon
 from hubbub.errors import PlanError, StudyError
-from hubbub.planning import check_plan, make_plan
+from hubbub.planning import check_plan, make_plan, plan_from
 
 
 def planned(make_study, tables, **functions):
@@ -300,3 +300,26 @@ def test_thresholds_of_a_sparse_graph_are_good_for_all_sessions_of_a_run_togethe
     few.check(1002)
     with pytest.raises(PlanError, match=r"at most 2\^-57 in a session, found 2\^-52.80 with 59 of 78 holders; nothing"):
         few.check(100_002)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"unit": "client", "algorithm": "fedavg", "weights": "examples"}, "'examples' is for unit = 'client' without"),
+        ({"unit": "example", "algorithm": "fedavg"}, "'fedavg' protects unit = 'client'"),
+    ],
+)
+def test_settings_that_no_study_file_may_have_have_no_plan_whoever_made_them(make_study, settings, tables, words):
+    made = make_study(settings())
+    study, plan = hubbub.check(made), hubbub.plan(made)
+    replace = msgspec.structs.replace
+    changed = replace(
+        study.settings,
+        privacy=replace(study.settings.privacy, unit=tables.pop("unit")),
+        sampling=type(study.settings.sampling)(),
+        training=replace(study.settings.training, **tables),
+    )
+    with pytest.raises(StudyError, match=words):
+        plan_from(changed, study.lock)
+    with pytest.raises(StudyError, match=words):
+        check_plan(replace(plan, study_hash=changed.approved_hash()), changed)

@@ -21,7 +21,7 @@ from hubbub.mechanism import Mechanism, design, discrete_cost
 from hubbub.secagg.parameters import HONEST, Parameters, choose
 from hubbub.study import Lock, Study
 from hubbub.study.config import Settings
-from hubbub.study.rules import LARGEST_DELTA
+from hubbub.study.rules import LARGEST_DELTA, check_rules
 
 RELATION = "null-replacement"
 PLAN_FORMAT = 1
@@ -144,8 +144,10 @@ def plan_from(settings: Settings, lock: Lock) -> Plan:
     """The plan of these settings and these sizes, whoever asks.
 
     Raises:
+        StudyError: Settings that no study file may have, as a bundle can hold them.
         PlanError: No plan satisfies all settings together.
     """
+    check_rules(settings, "study")
     _check_sizes(settings, lock)
     rounds = settings.training.rounds
     retries = _retries(settings)
@@ -198,8 +200,10 @@ def check_plan(plan: Plan, settings: Settings) -> None:
     Cheap, so that each participant does it before it joins; who approves a plan makes it again (`plan_from`).
 
     Raises:
+        StudyError: Settings that no study file may have.
         PlanError: Nothing may be sent under this plan.
     """
+    check_rules(settings, "study")
     mechanism, parameters = plan.mechanism, plan.secagg
     shares = 1
     if parameters is not None:

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from hubbub.accounting.accounts import Accounts, check_granted, owners_grant
+from hubbub.accounting.accounts import Accounts, check_granted, is_owners, owners_grant
 from hubbub.accounting.grants import composed, filter_grant
 from hubbub.accounting.ledger import Ledger
 from hubbub.errors import BudgetError, VerificationError
@@ -71,6 +71,15 @@ def test_in_a_sandbox_budgets_grant_themselves():
     check_granted(filter_grant("heart", "example", 99.0, 1e-5), Accounts(), Federation())
 
 
+def test_a_grant_from_before_the_founding_may_allow_less_than_its_owner_and_never_more():
+    federation = founded(heart=Budget("example", 8.0, 1e-5))
+    grant = owners_grant(federation, "heart", None)
+    assert is_owners(replace(grant, epsilon=2.0, order=3.0), federation)
+    for change in ({"epsilon": 8.1}, {"kind": "unbounded"}, {"unit": "client"}, {"delta": 1e-6}, {"dataset": "lungs"}):
+        assert not is_owners(replace(grant, **change), federation)
+    assert is_owners(grant, Federation())
+
+
 # --- logs that no ledger wrote ---
 
 
@@ -78,6 +87,14 @@ def test_in_a_sandbox_budgets_grant_themselves():
     ("events", "words"),
     [
         ([RUN, RUN], "is reserved once"),
+        ([replace(RUN, inflation=-9.0)], "reserves one attempt or more at no negative cost"),
+        ([replace(RUN, attempts=0)], "reserves one attempt or more at no negative cost"),
+        ([replace(RUN, attempts=-1)], "reserves one attempt or more at no negative cost"),
+        ([replace(RUN, dp_event={})], "reserves one attempt or more at no negative cost"),
+        (
+            [RUN, *(BudgetCharged(run="r1", round_number=1, attempt=at) for at in range(1, 6))],
+            "is charged within its reservation",
+        ),
         ([BudgetCharged(run="r1", round_number=1, attempt=1)], "is open while it is charged and settled"),
         ([BudgetSettled(run="r1", charged=0)], "is open while it is charged and settled"),
         ([RUN, *[BudgetCharged(run="r1", round_number=1, attempt=1)] * 2], "is charged once for an attempt"),

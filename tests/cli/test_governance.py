@@ -13,7 +13,7 @@ from hubbub.cli import main
 from hubbub.cli.governance_arguments import PURPOSES, ROLES
 from hubbub.errors import RefusedError
 from hubbub.eventlog import EventLog
-from hubbub.events import RoundClosed, RunFinished, RunStarted
+from hubbub.events import ParticipantJoined, RoundClosed, RunFinished, RunStarted
 from hubbub.governance import Federation, terms_of
 from hubbub.governance.keys import Role
 from hubbub.planning import make_plan
@@ -324,7 +324,9 @@ def test_what_is_late_is_shown_with_what_waits(desk, monkeypatch):
 def run_directory(desk, study):
     """A run of the approved study, as the engine records it in the log and in its folder."""
     log = EventLog(desk.home / "log.db")
-    proposed = next(reversed(log.fold(Federation).cases.values())).act
+    federation = log.fold(Federation)
+    proposed = next(reversed(federation.cases.values())).act
+    held = {key: one.registered.participant for key, one in federation.datasets.items()}
     log.append(
         lambda: [
             RunStarted(
@@ -335,6 +337,10 @@ def run_directory(desk, study):
                 noise_source="os",
                 is_test_public=False,
                 versions={},
+            ),
+            *(
+                ParticipantJoined(run="run-1", participant=held[key], slots=1, data_commitment=commitment)
+                for key, commitment in proposed.data.items()
             ),
             RoundClosed(run="run-1", round_number=1, attempt=1, participants=3, step_norm=0.0),
             RunFinished(run="run-1", rounds=1, model_hash=hashlib.sha256(b"model").hexdigest()),

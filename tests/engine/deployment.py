@@ -141,7 +141,13 @@ class Deployment:
         self._log = None
 
     def propose(self, who, act, days=30):
-        return self.record(lambda now: propose(act, self.keys[who].identity, at=now, expires=now + days * DAY))[1].id
+        key, federation = self.keys[who].identity, self.federation_id()
+        return self.record(lambda now: propose(act, key, at=now, expires=now + days * DAY, federation=federation))[1].id
+
+    def federation_id(self):
+        """The id of the federation; empty until it is founded."""
+        self._log = self._log or open_log(self.home)
+        return self._log.fold(Federation).id
 
     def approve(self, case, *who):
         for name in who:

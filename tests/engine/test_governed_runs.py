@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log, open_log_key, salts
 from hubbub.engine.prepare import prepare
 from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingError
-from hubbub.events import BudgetGranted, RoundClosed
+from hubbub.events import BudgetGranted, RoundClosed, encode_event
 from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of, witness_policy
 from hubbub.governance.acts import (
     FoundFederation,
@@ -28,7 +30,10 @@ from hubbub.governance.acts import (
 from hubbub.governance.roles import packaged
 from hubbub.participant import commit
 from hubbub.planning import make_plan
+from hubbub.release.model_signing import read_key, sign_folder
+from hubbub.tlog import Policy, Store, sign_checkpoint, tiles
 from hubbub.tlog.keys import COSIGNATURE, Signer
+from hubbub.tlog.policy import Party
 from hubbub.tlog.witness import Witness, ask
 
 SITES = ("a", "b", "c")
@@ -51,7 +56,8 @@ class World:
         """Propose; returns the case."""
         log, now = open_log(self.home), int(time.time())
         try:
-            envelope = propose(act, self.keys[who].identity, at=now, expires=now + 30 * DAY)
+            federation = log.fold(Federation).id
+            envelope = propose(act, self.keys[who].identity, at=now, expires=now + 30 * DAY, federation=federation)
             log.append(lambda: [log.fold(Federation).event(envelope, now)])
             return read(envelope).id
         finally:
@@ -327,3 +333,27 @@ def test_a_verifier_with_another_policy_believes_nothing(world, finished):
     other = dataclasses.replace(own, logs=())
     with pytest.raises(VerificationError, match="must be signed by a log of the policy"):
         list(hubbub.verify_bundle(bundle, policy=other))
+
+
+def test_a_grant_that_was_put_before_the_founding_pays_for_no_release(world, finished, tmp_path):
+    """The operator has the keys of log and release: it makes both again, with a grant from when nobody was asked."""
+    world.approve(world.release_asked(finished), *world.owners, "officer")
+    with pytest.raises(RefusedError, match="quorum of witnesses"):
+        hubbub.release_run(finished)
+    world.witness("a", "b", "c")
+    bundle = hubbub.release_run(finished)
+    log = open_log(world.home)
+    events = log.events()
+    log.close()
+    grants = [msgspec.structs.replace(event, epsilon=80.0) for event in events if isinstance(event, BudgetGranted)]
+    events = [*grants, *(event for event in events if not isinstance(event, BudgetGranted))]
+    store, key, signer = Store(tmp_path / "other.db"), read_key(world.home / "release.key"), open_log_key(world.home)
+    store.append(lambda _: [encode_event(event) for event in events])
+    shutil.rmtree(bundle / "log")
+    tiles.export(store, sign_checkpoint(store, signer), bundle / "log")
+    store.close()
+    (bundle / "policy").write_bytes(bytes(Policy((Party(signer.verifier),))))
+    (bundle / "bundle.sig").unlink()
+    sign_folder(bundle, key, bundle / "bundle.sig")
+    with pytest.raises(VerificationError, match="bundle: budget, must be what its owner registered, found otherwise"):
+        list(hubbub.verify_bundle(bundle, recompute=False))

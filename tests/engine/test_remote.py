@@ -57,7 +57,7 @@ class Hub:
         self.log.append(lambda: [self.log.fold(Federation).event(envelope, int(time.time()))])
 
     def propose(self, act, who="operator"):
-        envelope = signed(act, who)
+        envelope = signed(act, who, self)
         self.record(envelope)
         return read(envelope).id
 
@@ -68,9 +68,9 @@ class Hub:
         return store
 
 
-def signed(act, who):
-    now = int(time.time())
-    return propose(act, KEYS[who].identity, at=now, expires=now + 7 * DAY)
+def signed(act, who, hub=None):
+    now, federation = int(time.time()), "" if hub is None else hub.log.fold(Federation).id
+    return propose(act, KEYS[who].identity, at=now, expires=now + 7 * DAY, federation=federation)
 
 
 def approval(case, who):
@@ -145,7 +145,7 @@ def test_what_was_read_is_there_when_the_command_is_typed_again(founded, reader)
 
 def test_an_act_is_recorded_and_found(founded, reader):
     before = founded.log.store.size
-    reader.record(signed(incident(), "auditor"), int(time.time()))
+    reader.record(signed(incident(), "auditor", founded), int(time.time()))
     assert founded.log.store.size == before + 1
     assert [item.summary for item in reader.state().incidents.values()] == ["a disk is lost"]
 
@@ -153,13 +153,13 @@ def test_an_act_is_recorded_and_found(founded, reader):
 def test_what_may_not_be_recorded_is_refused_before_it_is_sent(founded, reader):
     founded.sent.clear()
     with pytest.raises(RefusedError, match="may not ask for open-incident"):
-        reader.record(signed(incident(), "officer"), int(time.time()))
+        reader.record(signed(incident(), "officer", founded), int(time.time()))
     assert not [command for command in founded.sent if isinstance(command, RecordAct)]
 
 
 def test_a_refusal_there_is_a_refusal_here(founded, reader):
     """Somebody else was faster: only the coordinator knows."""
-    envelope = signed(incident(), "auditor")
+    envelope = signed(incident(), "auditor", founded)
 
     def faster(command, reply):
         if isinstance(command, ReadLog) and not founded.log.store.size > 4:
@@ -244,7 +244,7 @@ def test_an_entry_that_was_changed_and_signed_over_is_two_histories(founded, rea
 
 
 def other_event(hub, text):
-    return LocalActs(hub.log).state().event(signed(incident(text), "auditor"), int(time.time()))
+    return LocalActs(hub.log).state().event(signed(incident(text), "auditor", hub), int(time.time()))
 
 
 def test_a_history_that_was_rewritten_and_has_grown_is_found(founded, reader):
@@ -289,7 +289,7 @@ def test_an_act_that_is_said_to_be_recorded_and_is_not_is_found(founded, reader)
     handlers = founded.handlers | {RecordAct: lambda _command, _name: Done()}
     founded.handlers, founded.lie = handlers, lie
     with pytest.raises(VerificationError, match="must show an act that it says it recorded, found it nowhere in 4"):
-        reader.record(signed(incident(), "auditor"), int(time.time()))
+        reader.record(signed(incident(), "auditor", founded), int(time.time()))
     assert any(isinstance(command, RecordAct) for command in lost)
 
 

@@ -85,7 +85,8 @@ class World:
 
     def proposal(self, who, act, *, days=30, at=None):
         at = self.now if at is None else at
-        return propose(act, self.keys[who].identity, at=at, expires=at + int(days * DAY))
+        key, until = self.keys[who].identity, at + int(days * DAY)
+        return propose(act, key, at=at, expires=until, federation=self.state.id)
 
     def decide(self, who, case, verdict="approve", *, days=30, at=None, conditions=()):
         """Sign and record a decision."""
@@ -175,7 +176,7 @@ class World:
         owners = sorted(f"owner-{name[-1]}" for name in self.state.touched(study))
         return self.agree("scientist", study, *owners, "officer", days=days)
 
-    def run(self, name="run-1", *, rounds=3, finish=True, participants=("node-1", "node-2"), **hashes):
+    def run(self, name="run-1", *, rounds=3, finish=True, commitments=None, **hashes):
         """What an engine records of a run."""
         plan, code = hashes.get("plan", digest("plan")), hashes.get("code", digest("code"))
         self.record(
@@ -189,8 +190,9 @@ class World:
                 versions={},
             )
         )
-        for node in participants:
-            self.record(ParticipantJoined(run=name, participant=node, slots=1, data_commitment=""))
+        held = {one.registered.participant: digest(key) for key, one in self.state.datasets.items()}
+        for node, commitment in (held | (commitments or {})).items():
+            self.record(ParticipantJoined(run=name, participant=node, slots=1, data_commitment=commitment))
         for number in range(1, rounds + 1):
             self.record(RoundClosed(run=name, round_number=number, attempt=1, participants=2, step_norm=0.0))
         if finish:

@@ -466,6 +466,22 @@ def test_only_a_change_of_class_a_or_b_names_a_study(approved, changes):
     assert "names the study it changes in class A or B only" in words
 
 
+def test_what_was_asked_and_approved_in_one_federation_is_replayed_in_no_other(founded, make_world, made_keys):
+    other = make_world()
+    case = other.propose("operator", other.founding(name="lungs"))
+    for name in other.keys.keys() - {"operator"}:
+        other.decide(name, case)
+    assert other.state.id not in {"", founded.state.id}
+    card = made_keys("eve", "clinic-1", "data-owner").card
+    founded.agree("operator", EnrolKey(card=card), "officer")
+    proposed, decided = founded.log[-2:]
+    with pytest.raises(VerificationError, match=f"must be asked of federation {other.state.id[:16]}, found another"):
+        other.record(proposed)
+    with pytest.raises(VerificationError, match="must be on a proposal of this log"):
+        other.record(decided)
+    assert card.key_id not in other.state.holders
+
+
 # --- keys
 
 
@@ -690,6 +706,35 @@ def test_a_reviewed_and_approved_release_may_leave_and_no_other_bytes(approved, 
     assert "needs a run that nobody stopped" in refused(may_release, approved, digest)
 
 
+@pytest.mark.parametrize("kind", ["B", "C"])
+def test_a_study_of_the_same_plan_on_fewer_datasets_takes_no_owner_out_of_a_release(approved, digest, kind):
+    base = approved.state.cases[approved.study_case].act
+    fewer = {approved.datasets[0]: base.data[approved.datasets[0]]}
+    change = {"change": "B", "changes": approved.study_case} if kind == "B" else {}
+    case = approved.propose("scientist", msgspec.structs.replace(base, data=fewer, **change))
+    if kind == "C":
+        approved.decide("owner-1", case)
+        approved.decide("officer", case)
+    assert approved.standing(case) == "in force"
+    approved.run()
+    assert approved.state.case_of("run-1").id == approved.study_case
+    approved.agree("scientist", PassReview(run="run-1", round_number=2), "officer")
+    approved.agree("scientist", release(digest), "officer", "owner-1")
+    assert "found it pending without 1 data-owner of clinic-2" in refused(may_release, approved, digest)
+
+
+def test_a_run_on_other_records_than_were_approved_is_of_no_study(approved):
+    approved.run(commitments={"node-1": "0" * 64})
+    assert approved.state.case_of("run-1") is None
+    assert approved.state.study_of("run-1") is None
+
+
+def test_records_that_a_run_began_with_are_not_exchanged_later(approved):
+    name = approved.run()
+    approved.record(ParticipantJoined(run=name, participant="node-1", slots=1, data_commitment="0" * 64))
+    assert approved.state.case_of(name).id == approved.study_case
+
+
 def test_a_release_needs_a_finished_run_of_an_approved_study(approved, digest):
     assert "may not ask for" in refused(approved.propose, "officer", release(digest))
     assert "must be a run of this log" in refused(approved.propose, "scientist", release(digest))
@@ -744,7 +789,7 @@ def test_a_study_that_lapsed_does_not_make_a_later_run_approved(approved):
     approved.now += 31 * DAY
     approved.propose("scientist", OpenIncident(severity="S3", summary=""))
     approved.run()
-    assert approved.state.runs["run-1"].case == ""
+    assert approved.state.runs["run-1"].studies == ()
 
 
 def test_an_unknown_run_is_stopped_by_nobody(approved):

@@ -81,7 +81,7 @@ def act_of(world, kind, digest, made_keys):
     """An act of this kind that touches clinic-1 only, in a world where it would be valid."""
     data = world.register(1)
     study = world.approve_study(data)
-    world.run(participants=("node-1",))
+    world.run()
     incident = world.propose("scientist", OpenIncident(severity="S2", summary="x"))
     old = world.keys["node-1"].card
     act = {

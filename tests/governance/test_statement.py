@@ -173,6 +173,17 @@ def test_a_larger_delta_leaves_the_terms(settings):
     assert not terms(settings).within(terms(settings, privacy={"delta": 1e-6}))
 
 
+@pytest.mark.parametrize(
+    "change", [{"training": {"rounds": 1000}}, {"training": {"learning_rate": 2.0}}, {"privacy": {"retries": 3}}]
+)
+def test_without_noise_more_exact_sums_than_were_approved_leave_the_terms(settings, change):
+    exact = {"epsilon": None, "noise": "none"}
+    approved = terms(settings, privacy=exact)
+    changed = terms(settings, **(change | {"privacy": exact | change.get("privacy", {})}))
+    assert not changed.within(approved)
+    assert terms(settings, privacy=exact, study={"seed": 5}) == approved
+
+
 def test_what_was_approved_without_noise_admits_noise(settings):
     without = terms(settings, privacy={"epsilon": None, "noise": "none"})
     assert msgspec.structs.replace(without, epsilon=1.0).within(without)

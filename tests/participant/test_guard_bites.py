@@ -9,6 +9,7 @@ import pathlib
 
 import pytest
 
+from hubbub.accounting.accounts import Accounts
 from hubbub.participant import LogGuard
 from hubbub.tlog import Policy
 
@@ -53,7 +54,8 @@ BITES = {
     (LogGuard, "_check_continues", believe_entries): {"other_history"},
     (LogGuard, "_check_log", passes): {"other_head"},
     (LogGuard, "_check_reservation", believe_reservation): {"other_plan", "cheap_reservation"},
-    (LogGuard, "_check_budget", passes): {"overspent"},
+    (LogGuard, "_check_budget", passes): {"overspent", "granted_before_the_founding"},
+    (Accounts, "_require", passes): {"paid_back"},
     (LogGuard, "_check_permission", passes): {"stopped_run"},
     (LogGuard, "_check_roster", believe_roster): {"sybil_org"},
     (LogGuard, "_check_organisations", passes): {"alone"},

@@ -275,7 +275,7 @@ FORGERIES = {
                 else [event]
             )
         ],
-        "settles what was charged|must be charged within the reservation",
+        "is charged within its reservation, found otherwise",
     ),
     "a round closed twice": (inserted(RoundClosed), "run, must close rounds 1 to 4, each once"),
     "noise that can be repeated": (

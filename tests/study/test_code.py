@@ -1,6 +1,7 @@
 """study.py: what is missing or broken is one line with its place, and the hash covers what runs."""
 
 import functools
+import importlib
 import os
 import pickle
 import py_compile
@@ -154,6 +155,96 @@ def test_helpers_too_run_as_they_were_hashed_and_never_from_bytecode(write, tmp_
     assert load_code(path).participants() == ["b"]
     path.write_text("import only_bytecode_of_a_test\n" + MODEL)
     assert "No module named 'only_bytecode_of_a_test'" in refusal(path)[0]
+
+
+@pytest.mark.parametrize("folder", ["build", "runs", "__pycache__", "package_of_a_test/build"])
+def test_code_in_a_folder_that_no_hash_covers_does_not_run(write, tmp_path, folder):
+    path, place = write(MODEL), tmp_path / folder
+    place.mkdir(parents=True)
+    before = hash_folder(tmp_path)
+    (place / "__init__.py").write_text("")
+    (place / "evil.py").write_text("raise SystemExit\n")
+    assert hash_folder(tmp_path) == before
+    name = folder.replace("/", ".")
+    for text in (f"import {name}\n", f"import {name}.evil\n", f"from {name} import evil\n"):
+        path.write_text(text + MODEL)
+        assert "among the sources of the study that were hashed" in refusal(path)[0]
+
+
+def test_a_study_that_imports_itself_from_the_folder_above_runs_from_its_sources(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    study = tmp_path / "study_of_a_test"
+    study.mkdir()
+    for file in ("__init__", "helper"):
+        path = study / f"{file}.py"
+        path.write_text("NAMES = ['bytecode']\n")
+        py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        path.write_text("NAMES = ['a']\n")
+    names = "from study_of_a_test import NAMES\nfrom study_of_a_test.helper import NAMES as MORE\n"
+    path = write(names + MODEL.replace('return ["a"]', "return NAMES + MORE"), "study_of_a_test/study.py")
+    assert load_code(path).participants() == ["a", "a"]
+    assert not {"study_of_a_test", "study_of_a_test.helper"} & set(sys.modules)
+
+
+def test_a_linked_helper_runs_from_its_source_too(write, tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "linked_in_a_test.py"
+    elsewhere.write_text("NAMES = ['bytecode']\n")
+    helper = tmp_path / "linked_in_a_test.py"
+    helper.symlink_to(elsewhere)
+    py_compile.compile(str(helper), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    elsewhere.write_text("NAMES = ['a']\n")
+    path = write("from linked_in_a_test import NAMES\n" + MODEL.replace('return ["a"]', "return NAMES"))
+    assert load_code(path).participants() == ["a"]
+
+
+def test_a_helper_that_is_imported_at_a_call_runs_from_its_source(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m hubbub` does in the study's folder
+    helper = tmp_path / "late_in_a_test.py"
+    helper.write_text("NAMES = ['bytecode']\n")
+    py_compile.compile(str(helper), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    helper.write_text("NAMES = ['a']\n")
+    text = MODEL.replace('return ["a"]', "\n    from late_in_a_test import NAMES\n    return NAMES")
+    assert load_code(write(text)).participants() == ["a"]
+    del sys.modules["late_in_a_test"]
+
+
+def test_a_helper_that_was_imported_before_is_imported_anew_and_given_back(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    helper = tmp_path / "early_in_a_test.py"
+    helper.write_text("NAMES = ['before it was changed']\n")
+    early = importlib.import_module("early_in_a_test")
+    helper.write_text("NAMES = ['a']\n")
+    path = write("from early_in_a_test import NAMES\n" + MODEL.replace('return ["a"]', "return NAMES"))
+    assert load_code(path).participants() == ["a"]
+    assert sys.modules.pop("early_in_a_test") is early
+
+
+def test_a_folder_of_helpers_without_init_is_not_left_to_the_next_study(write, tmp_path):
+    for study, init in (("one", False), ("two", True)):
+        folder = tmp_path / study / "shared_by_two_in_a_test"
+        folder.mkdir(parents=True)
+        (folder / "names.py").write_text(f"NAMES = ['{study}']\n")
+        if init:
+            (folder / "__init__.py").write_text("")
+    text = "from shared_by_two_in_a_test.names import NAMES\n" + MODEL.replace('return ["a"]', "return NAMES")
+    found = [load_code(write(text, f"{study}/study.py")).participants() for study in ("one", "two")]
+    assert found == [["one"], ["two"]]
+    assert "shared_by_two_in_a_test" not in sys.modules
+
+
+def test_an_environment_in_the_study_is_no_code_of_it_and_its_libraries_are_found(write, tmp_path, monkeypatch):
+    path, library = write(MODEL), tmp_path / ".venv" / "lib"
+    before = hash_folder(tmp_path)
+    library.mkdir(parents=True)
+    (tmp_path / ".venv" / "lib64").symlink_to("lib")
+    (library / "library_in_a_test.py").write_text("NAMES = ['a']\n")
+    assert hash_folder(tmp_path) == before
+    monkeypatch.syspath_prepend(library)
+    path.write_text("from library_in_a_test import NAMES\n" + MODEL.replace('return ["a"]', "return NAMES"))
+    assert "among the sources of the study" in refusal(path)[0]
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert load_code(path).participants() == ["a"]
+    del sys.modules["library_in_a_test"]
 
 
 def test_libraries_that_a_study_imports_come_from_their_bytecode(write, tmp_path_factory, monkeypatch):

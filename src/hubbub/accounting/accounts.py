@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from hubbub.accounting import codec
 from hubbub.accounting.grants import Use, composed, filter_grant, is_private, planned
-from hubbub.errors import VerificationError
+from hubbub.errors import InputError, VerificationError
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
 from hubbub.governance import Federation
 
@@ -66,10 +67,13 @@ class Accounts:
                 self.grants[event.dataset] = event
             case BudgetReserved():
                 self._require(event.run not in self.runs, event.run, "is reserved once")
+                self._require(_is_cost(event), event.run, "reserves one attempt or more at no negative cost")
                 self.runs[event.run] = RunAccount(event)
             case BudgetCharged():
                 account, attempt = self._open_run(event.run), (event.round_number, event.attempt)
                 self._require(attempt not in account.charged, event.run, "is charged once for an attempt")
+                is_within = len(account.charged) < account.reserved.attempts
+                self._require(is_within, event.run, "is charged within its reservation")
                 account.charged.add(attempt)
             case BudgetSettled():
                 account = self._open_run(event.run)
@@ -154,6 +158,15 @@ class Accounts:
         )
 
 
+def _is_cost(reserved: BudgetReserved) -> bool:
+    """Whether a reservation takes from a budget and gives nothing back."""
+    try:
+        codec.check(reserved.dp_event)
+    except InputError:
+        return False
+    return reserved.attempts >= 1 and reserved.inflation >= 0
+
+
 def owners_grant(federation: Federation, account: str, before: BudgetGranted | None) -> BudgetGranted:
     """The grant that follows from what an account's owner registered, and from nothing that anybody else chose.
 
@@ -165,6 +178,15 @@ def owners_grant(federation: Federation, account: str, before: BudgetGranted | N
     budget = federation.budgets[account]
     order = before.order if before is not None else None
     return filter_grant(account, budget.unit, budget.epsilon, budget.delta, order=order, kind=budget.kind)
+
+
+def is_owners(grant: BudgetGranted, federation: Federation) -> bool:
+    """Whether a grant allows no more than its owner registered; one from before the founding was asked of nobody."""
+    budget = federation.budgets.get(grant.dataset)
+    if budget is None:
+        return federation.is_sandbox
+    is_same = (grant.kind, grant.unit, grant.delta) == (budget.kind, budget.unit, budget.delta)
+    return is_same and grant.epsilon <= budget.epsilon
 
 
 def check_granted(event: BudgetGranted, accounts: Accounts, federation: Federation) -> None:

@@ -295,9 +295,10 @@ def _propose(options: argparse.Namespace, act: AnyAct) -> None:
     keys = load_keys(Path(options.key))
     now = int(time.time())
     with opened(options, must_exist=not isinstance(act, FoundFederation)) as acts:
-        days = acts.state().rule(act, keys.card.key_id).expires_days
+        state = acts.state()
+        days = state.rule(act, keys.card.key_id).expires_days
         days = options.expires if options.expires is not None else days
-        envelope = propose(act, keys.identity, at=now, expires=max(0, now + days * DAY))
+        envelope = propose(act, keys.identity, at=now, expires=max(0, now + days * DAY), federation=state.id)
         _record(acts, envelope, now, read(envelope).id)
 
 

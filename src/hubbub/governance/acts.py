@@ -171,13 +171,17 @@ _FREE = {
 }
 """All that a change of class A or B may touch: what it does to privacy is in epsilon."""
 
+_FREE_WITHOUT_NOISE = {table: _FREE[table] for table in ("study", "success", "speed")}
+"""Without noise no epsilon says what more rounds or other rates let out."""
+
 
 def terms_of(settings: Settings, *, minimum: int) -> Terms:
     """The terms of a study whose plan accepts at least `minimum` contributions."""
     privacy = settings.privacy
     tables: dict[str, dict[str, Any]] = msgspec.to_builtins(settings)
+    free = _FREE_WITHOUT_NOISE if privacy.epsilon is None else _FREE
     rest = {
-        name: {key: value for key, value in table.items() if key not in _FREE.get(name, ())}
+        name: {key: value for key, value in table.items() if key not in free.get(name, ())}
         for name, table in tables.items()
     }
     return Terms(

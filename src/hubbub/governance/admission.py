@@ -28,6 +28,9 @@ def _admit_proposal(state: State, signed: Signed, proposal: Proposal, time: int)
     if signed.id in state.cases:
         raise refuse(f"proposal {signed.id[:16]}", "is recorded once", "a second time", "hubbub approvals")
     card = _signer(state, signed, proposal.act)
+    if proposal.federation != state.id:
+        found = f"another: {proposal.federation[:16]!r}"
+        raise refuse("proposal", f"must be asked of federation {state.id[:16]}", found, "sign it again")
     _check_request(state, proposal.act, card, time)
     rule = state.rule(proposal.act, card.key_id)
     _check_expiry(card.name, proposal, time, days=rule.expires_days)

@@ -81,9 +81,9 @@ class Federation(State):
             case Proposed() | Decided():
                 self._take(event)
             case RunStarted():
-                self.runs.setdefault(event.run, Run(self._study_in_force(event)))
+                self.runs.setdefault(event.run, Run(self._studies_in_force(event)))
             case ParticipantJoined() if event.run in self.runs:
-                self.runs[event.run].participants.add(event.participant)
+                self.runs[event.run].data.setdefault(event.participant, event.data_commitment)
             case RoundClosed() if event.run in self.runs:
                 self.runs[event.run].rounds = max(self.runs[event.run].rounds, event.round_number)
             case RunFinished() if event.run in self.runs and self.runs[event.run].model_hash is None:
@@ -92,13 +92,12 @@ class Federation(State):
                 pass
         self.entries += 1
 
-    def _study_in_force(self, started: RunStarted) -> str:
-        fitting = [
+    def _studies_in_force(self, started: RunStarted) -> tuple[str, ...]:
+        return tuple(
             case.id
             for case, study in self.studies(started.plan_hash)
             if study.code_hash == started.code_hash and self.standing(case, self.latest) == "in force"
-        ]
-        return fitting[-1] if fitting else ""
+        )
 
     def check(self, envelope: str, now: int) -> Signed:
         """Read an envelope and refuse it if it may not be recorded now; changes nothing.

@@ -30,5 +30,6 @@ def sweep(federation: Federation, keys: Keys, now: int, delete: Delete) -> list[
     for due in federation.due(now):
         if due.kind == "retention" and due.organisation == keys.card.organisation:
             delete(due.id, federation.datasets[due.id].registered.participant)
-            envelopes.append(propose(EraseDataset(dataset=due.id), keys.identity, at=now, expires=now + DAY))
+            act, until = EraseDataset(dataset=due.id), now + DAY
+            envelopes.append(propose(act, keys.identity, at=now, expires=until, federation=federation.id))
     return envelopes

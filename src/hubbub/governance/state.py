@@ -70,10 +70,15 @@ class Budget:
 
 @dataclass
 class Run:
-    """A run that the log tells of; `case` is the study that allowed it when it started, "" if none did."""
+    """A run that the log tells of: ids of the studies of its plan and code in force when it started, and its records.
 
-    case: str
-    participants: set[str] = field(default_factory=set[str])
+    Args:
+        studies: Oldest first; which one allowed it is told by the records: `State.case_of`.
+        data: Commitment to each participant's records, as it joined.
+    """
+
+    studies: tuple[str, ...]
+    data: dict[str, str] = field(default_factory=dict[str, str])
     rounds: int = 0
     model_hash: str | None = None
     is_stopped: bool = False
@@ -146,9 +151,21 @@ class State:
         """Cards in force, by key id."""
         return [self.holders[key].card for key in sorted(self.holders) if self.holders[key].revoked_at is None]
 
+    def case_of(self, run: str) -> Case | None:
+        """The newest study that was in force when a run started and is on exactly the records that joined it."""
+        begun = self.runs.get(run)
+        cases = [self.cases[key] for key in begun.studies] if begun else []
+        fitting = [case for case in cases if begun and self._records(case.act) == begun.data]
+        return fitting[-1] if fitting else None
+
+    def _records(self, act: AnyAct) -> dict[str, str]:
+        """What participants join a study with: its commitments, by participant."""
+        data = act.data if isinstance(act, ProposeStudy) else {}
+        return {self.datasets[name].registered.participant: data[name] for name in data}
+
     def study_of(self, run: str) -> ProposeStudy | None:
         """The approved study that a run belongs to."""
-        case = self.cases.get(self.runs[run].case) if run in self.runs else None
+        case = self.case_of(run)
         return case.act if case and isinstance(case.act, ProposeStudy) else None
 
     def rule(self, act: Act, proposer: str) -> Rule:
@@ -180,7 +197,7 @@ class State:
                 study = self.study_of(act.run)
                 owners = self._owners(study.data) if study else ()
             case StopRun():
-                joined = self.runs[act.run].participants if act.run in self.runs else set[str]()
+                joined = self.runs[act.run].data if act.run in self.runs else {}
                 owners = [holder.card.organisation for holder in self.holders.values() if holder.card.name in joined]
             case RotateKey() | RevokeKey():
                 owners = [self.holders[act.key].card.organisation] if act.key in self.holders else ()

@@ -8,10 +8,11 @@ Source:
 """
 
 import hashlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Meta
 
 from hubbub.errors import InputError
 from hubbub.governance.acts import AnyAct, Frozen, Hash, Seconds, Text
@@ -19,10 +20,14 @@ from hubbub.governance.envelope import Envelope, seal, unseal
 
 
 class Proposal(Frozen, frozen=True):
-    """Predicate: who signs this asks for `act`, from `at`, and takes no decision later than `expires`."""
+    """Predicate: who signs this asks for `act`, from `at`, and takes no decision later than `expires`.
+
+    `federation` is the id of the one that is asked, so that no other one can be shown it; empty while none is founded.
+    """
 
     at: Seconds
     expires: Seconds
+    federation: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
     act: AnyAct
 
 
@@ -87,10 +92,10 @@ _TYPE = "https://in-toto.io/Statement/v1"
 _decoder = msgspec.json.Decoder(ProposalStatement | DecisionStatement)
 
 
-def propose(act: AnyAct, key: Ed25519PrivateKey, *, at: int, expires: int) -> str:
-    """A signed proposal, as the text of an envelope."""
-    subject = _subjects(act.subjects)
-    return seal(_encode(ProposalStatement(_TYPE, subject, Proposal(at=at, expires=expires, act=act))), key)
+def propose(act: AnyAct, key: Ed25519PrivateKey, *, at: int, expires: int, federation: str = "") -> str:
+    """A signed proposal to a federation, by its id, as the text of an envelope; "" only founds one."""
+    predicate = Proposal(at=at, expires=expires, federation=federation, act=act)
+    return seal(_encode(ProposalStatement(_TYPE, _subjects(act.subjects), predicate)), key)
 
 
 def decide(

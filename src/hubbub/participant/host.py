@@ -199,22 +199,22 @@ class Host:
 
     def _hold(self, offered: StudyOffered) -> StudyHeld:
         study = self._folder.study(offered.study_hash, offered.code_hash)
-        slots, learner = self._load(study)
+        slots = self._load(study)
+        learner = make_learner(study, {self.name: len(slots)})
         commitment = commit(slots, self._folder.salt())
         _host_log.info("%s holds study %s, with %d slots", self.name, study.settings.study.name, len(slots))
         return StudyHeld(slots=len(slots), data_commitment=commitment, parameters=learner.dimension)
 
-    def _load(self, study: Study) -> tuple[Slots, Learner]:
+    def _load(self, study: Study) -> Slots:
         self._folder.show_data()
-        slots = conform(call(study.code.data, self.name), study.settings.data, f"data({self.name!r})")
-        return slots, make_learner(study)
+        return conform(call(study.code.data, self.name), study.settings.data, f"data({self.name!r})")
 
     def _join(self, offered: RunOffered) -> Joined:
         """Everything that can be refused before a round is asked: code, data, plan, reservation, policy, budget."""
         self._need_head()
         lock = _read_lock(offered.lock)
         study = self._folder.study(offered.study_hash, offered.code_hash).with_lock(lock)
-        slots, learner = self._load(study)
+        slots, learner = self._load(study), make_learner(study, lock.slots)
         found = (lock.slots.get(self.name), lock.parameters)
         if found != (len(slots), learner.dimension):
             raise PlanError(

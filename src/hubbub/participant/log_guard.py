@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from hubbub.accounting.accounts import is_owners
 from hubbub.accounting.grants import is_private
 from hubbub.errors import BudgetError, InputError, RoundError, VerificationError
 from hubbub.events import BudgetReserved, decode_event
@@ -300,9 +301,10 @@ class LogGuard:
         """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
         accounts, account, unit = self._view.accounts, self.account, reservation.event.unit
         grant = accounts.grants.get(account)
-        is_fitting = grant is not None and grant.unit == unit and is_private(reservation.event)
+        is_owners_own = grant is not None and grant.unit == unit and is_owners(grant, self._view.federation)
+        is_fitting = is_owners_own and is_private(reservation.event)
         is_fitting = is_fitting and grant is not None and accounts.spent(account) <= grant.epsilon
-        if grant is None or not (is_fitting or (grant.kind == "unbounded" and grant.unit == unit)):
+        if grant is None or not (is_fitting or (grant.kind == "unbounded" and is_owners_own)):
             left = "no budget" if grant is None else f"a {grant.kind} of epsilon {grant.epsilon:g} per {grant.unit}"
             raise BudgetError(
                 f"{self._site.name}, must find room for its runs on the budget that its owner registered, found {left} "
@@ -317,10 +319,10 @@ class LogGuard:
 
     def _check_permission(self, session: Session, reservation: Reservation, now: int) -> None:
         federation, run = self._view.federation, reservation.event.run
-        study = federation.study_of(run)
+        case, study = federation.case_of(run), federation.study_of(run)
         is_approved = study is not None and (study.study, study.plan_hash) == (session.study, session.plan.hex())
         self._require(is_approved, "must find its study approved when the run began", "no approval of it")
-        standing = federation.standing(federation.cases[federation.runs[run].case], now)
+        standing = federation.standing(case, now) if case is not None else "lapsed"
         self._require(standing == "in force", "must find the approval of its study in force", f"it {standing}")
         self._require(not federation.is_stopped(run), "must find a run that nobody stopped", "it stopped")
 

@@ -213,7 +213,7 @@ def _stands_behind(federation: Federation, start: RunStarted) -> str:
 
 
 def _approvals(federation: Federation, run: str) -> tuple[Approval, ...]:
-    case = federation.cases.get(federation.runs[run].case) if run in federation.runs else None
+    case = federation.case_of(run)
     if case is None:
         return ()
     return tuple(

@@ -17,7 +17,7 @@ from typing import TypeGuard, TypeVar
 
 import msgspec
 
-from hubbub.accounting.accounts import Accounts, check_granted
+from hubbub.accounting.accounts import Accounts, check_granted, is_owners
 from hubbub.accounting.ledger import admit
 from hubbub.errors import HubbubError, InputError, VerificationError
 from hubbub.events import (
@@ -139,7 +139,8 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     finished = [event for event in events if _is_of(event, run, RunFinished)]
     settled = [event for event in events if _is_of(event, run, BudgetSettled)]
     closed = [event.round_number for event in events if _is_of(event, run, RoundClosed)]
-    joined = {event.participant: event.slots for event in events if _is_of(event, run, ParticipantJoined)}
+    joining = [(event.participant, event.slots) for event in events if _is_of(event, run, ParticipantJoined)]
+    joined = dict(joining) if len(dict(joining)) == len(joining) else {}
     once = {len(started), len(reserved), len(finished), len(settled)} == {1}
     _require(once, "run", "must be reserved, begin, end and be settled once")
     start, whole = started[0], reserved[0]
@@ -226,11 +227,13 @@ def _check_budget(events: Sequence[AnyEvent], run: str, *, recompute: bool) -> s
             if isinstance(event, BudgetGranted):
                 check_granted(event, accounts, federation)
             if _is_of(event, run, BudgetReserved):
+                grants = [accounts.grants[name] for name in event.datasets if name in accounts.grants]
+                are_owners = all(is_owners(grant, federation) for grant in grants)
+                _require(are_owners, "budget", "must be what its owner registered")
                 admit(accounts, event, home="", compose=recompute)
             accounts.apply(event)
         federation.apply(event)
     account = accounts.runs[run]
-    _require(len(account.charged) <= account.reserved.attempts, "budget", "must be charged within the reservation")
     return f"{len(account.charged)} of {account.reserved.attempts} reserved attempts charged, each before its round"
 
 

@@ -1,14 +1,16 @@
 """study.py: the user's functions, loaded from a file or given in a notebook."""
 
 import hashlib
-import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
+from functools import cache
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -78,13 +80,16 @@ def _source(function: object) -> str:
 
 
 _NOT_CODE = {"runs", ".hubbub", ".venv", "__pycache__", "build"}
+_STUDY = "hubbub_study_"
+"""How the modules are called that study.py files become."""
 
 
 def hash_folder(directory: Path) -> str:
     """SHA-256 over name and bytes of every Python file of the study, packages included, in order of name."""
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
-        if path.is_symlink() and path.is_dir():
+        is_code = not _NOT_CODE & set(path.relative_to(directory).parts)
+        if is_code and path.is_symlink() and path.is_dir():
             raise CodeError(
                 f"{path}, must be a folder of the study, found a link to one elsewhere: its code would be in no hash",
                 hint="copy it into the study",
@@ -127,18 +132,17 @@ def pick_functions(functions: Mapping[str, Callable[..., Any]], where: str) -> C
 
 
 def _import(path: Path) -> ModuleType:
-    name = f"hubbub_study_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    name = f"{_STUDY}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     if not path.is_file() or spec is None or spec.loader is None:
         raise CodeError(
             f"{path}, must be the study's code, found no such file",
             hint="hubbub new DIR makes a study that runs",
         )
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and worker processes find what study.py defines
-    folder, before = path.parent.resolve(), set(sys.modules)
     try:
-        with _importing_from(folder):
+        with _importing_from(path.parent.resolve()):
             spec.loader.exec_module(module)
     except HubbubError:
         raise
@@ -147,32 +151,26 @@ def _import(path: Path) -> ModuleType:
             f"{path.name}{_line(error, path)}, must import, {type(error).__name__}: {error}",
             hint=f"python {path} shows the whole traceback",
         ) from error
-    finally:
-        _forget_helpers(set(sys.modules) - before, folder)
     return module
 
 
 @contextmanager
 def _importing_from(folder: Path) -> Generator[None]:
-    """Let the study import its helpers, from the sources that were hashed; libraries come as they always do."""
-
-    def find(entry: str) -> FileFinder:
-        """Find what lies in the study; a hook of `sys.path_hooks`."""
-        inside = Path(entry).resolve()
-        if not inside.is_relative_to(folder) or _NOT_CODE & set(inside.relative_to(folder).parts):
-            raise ImportError(entry)
-        return FileFinder(entry, (_FromSource, SOURCE_SUFFIXES))  # only what the hash covers
-
+    """Let the study import its helpers afresh, from the sources that were hashed; libraries come as they always do."""
+    _SOURCES.folders.add(folder)
+    if _SOURCES not in sys.meta_path:
+        sys.meta_path.insert(0, _SOURCES)  # for good: a function of the study may import when it is called
     _forget_finders(folder)
-    sys.path_hooks.insert(0, find)
+    others = _take_out(folder)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         with suppress(ValueError):  # study.py may have changed the path itself
             sys.path.remove(str(folder))
-        sys.path_hooks.remove(find)
         _forget_finders(folder)
+        _take_out(folder)
+        sys.modules.update(others)
 
 
 def _forget_finders(folder: Path) -> None:
@@ -181,12 +179,64 @@ def _forget_finders(folder: Path) -> None:
             del sys.path_importer_cache[entry]
 
 
-def _forget_helpers(names: set[str], folder: Path) -> None:
-    """Let the next study in this process import its own helper.py, not this one's."""
-    for name in names:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and folder in Path(file).parents:
-            del sys.modules[name]
+def _take_out(folder: Path) -> dict[str, Any]:
+    """Remove a study's helpers from the modules: another study, or this one anew, has its own under these names."""
+
+    @cache  # many modules share a directory
+    def is_in(directory: str) -> bool:
+        return _study_of(directory, {folder}) is not None
+
+    taken: dict[str, Any] = {name: one for name, one in list(sys.modules.items()) if _is_helper(name, one, is_in)}
+    for name in taken:
+        del sys.modules[name]
+    return taken
+
+
+def _is_helper(name: str, module: object, is_in: Callable[[str], bool]) -> bool:
+    known = getattr(module, "__dict__", {})  # a module that loads itself at first use is left asleep
+    file = known.get("__file__")
+    places = list(known.get("__path__") or ()) if file is None else [file.rpartition(os.sep)[0]]
+    is_ours = name == "__main__" or name.startswith(_STUDY)
+    return not is_ours and any(is_in(place) for place in places)
+
+
+def _study_of(directory: str, folders: set[Path]) -> Path | None:
+    """The study that a directory is part of, unless it is of an environment of libraries that lies in the study."""
+    found = Path(os.path.realpath(directory))
+    folder = next((parent for parent in (found, *found.parents) if parent in folders), None)
+    environment = Path(os.path.realpath(sys.prefix)) if folder is not None else found
+    is_library = folder is not None and environment.is_relative_to(folder) and found.is_relative_to(environment)
+    return None if is_library else folder
+
+
+class _Sources:
+    """Finds modules where everybody finds them; of a study's folder none runs but from a source that was hashed."""
+
+    def __init__(self) -> None:
+        self.folders: set[Path] = set()
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """What another finder found; from its source, if it lies in a study."""
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in finders)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None or not spec.has_location or spec.origin is None:
+            return spec
+        directory, _, file = spec.origin.rpartition(os.sep)
+        folder = _study_of(directory, self.folders)
+        if folder is None:
+            return spec
+        source = Path(os.path.realpath(directory), file.partition(".")[0] + ".py")
+        if not source.is_file() or _NOT_CODE & set(source.relative_to(folder).parts):
+            raise ModuleNotFoundError(
+                f"No module named {fullname!r} among the sources of the study that were hashed", name=fullname
+            )
+        loader = _FromSource(fullname, str(source))
+        places = spec.submodule_search_locations
+        return spec_from_file_location(fullname, source, loader=loader, submodule_search_locations=places)
+
+
+_SOURCES = _Sources()
 
 
 class _FromSource(SourceFileLoader):

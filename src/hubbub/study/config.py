@@ -37,10 +37,10 @@ class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Header(Frozen, frozen=True):
     """`[study]`: what this is called and for."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    name: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     purpose: Purpose = "research"
-    code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\.py$")] = "study.py"
+    code: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]+\.py\Z")] = "study.py"
 
 
 class Column(Frozen, frozen=True):
