@@ -3,9 +3,10 @@
     python benchmarks/clipper.py [--repeats 15] [--without-opacus]
 
 A step takes its batch from an array, computes the gradient and moves the parameters. The plain step is one batched
-pass; hubbub's is a participant's whole sum: packed in microbatches of 64 rows (a smaller batch is padded to that),
-clipped, summed in float64. Opacus gets the same module and batch and is asked for its clipped sum: per-example
-gradients by hooks, by functorch, by einsum, and ghost clipping; the best of those counts. Nobody draws noise.
+pass; hubbub's is a participant's whole sum: packed in a microbatch of as many rows as a run has in which every batch
+is of this size, clipped, summed in float64. Opacus gets the same module and batch and is asked for its clipped sum:
+per-example gradients by hooks, by functorch, by einsum, and ghost clipping; the best of those counts. Nobody draws
+noise.
 Opacus gets an environment of its own, which sees this one's torch.
 """
 
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.local.bookkeeping import Bookkeeper
+from hubbub.local.load import microbatch_rows
 from hubbub.local.torch_model import TorchModel
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Examples, Slots
@@ -153,7 +155,8 @@ def make_learner(case: Case, slots: Slots) -> TorchModel:
         model=lambda: start_model(case),
     )  # fmt: skip
     learner = TorchModel(code, seed=0)
-    learner.self_test(Slots(slots.x[:64], slots.y[:64], slots.is_real[:64]), per_example=True)
+    rows = microbatch_rows(None, {"a": case.batch}, learner.dimension)
+    learner.self_test(Slots(slots.x[:rows], slots.y[:rows], slots.is_real[:rows]), microbatch=rows)
     assert isinstance(learner._clipper, Bookkeeper), "not the book-keeping clipper"  # noqa: SLF001
     return learner
 

@@ -44,7 +44,7 @@ class Contribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     """A participant's answer.
 
     `payload` is one element of the ring per parameter, d little-endian uint32, where sums are plain; an
-    envelope of secure aggregation otherwise.
+    envelope of secure aggregation otherwise. It shows the bytes that were decoded, which may lie in a file.
     """
 
     run: str
@@ -52,7 +52,7 @@ class Contribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     round_number: int
     attempt: int
     participant: str
-    payload: bytes
+    payload: memoryview
 
 
 class CosignAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cosign"):
@@ -153,7 +153,7 @@ def decode_message(data: bytes | memoryview) -> Message:
 
 def pack_parameters(parameters: Float32[np.ndarray, " params"]) -> bytes:
     """Model parameters as little-endian float32."""
-    return parameters.astype("<f4").tobytes()
+    return parameters.astype("<f4", copy=False).tobytes()
 
 
 @lru_cache(maxsize=1)
@@ -163,7 +163,7 @@ def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " para
     Raises:
         RoundError: Not `dimension` finite values.
     """
-    values = _unpack(data, "<f4", dimension, "model").astype(np.float32)
+    values = _unpack(data, "<f4", dimension, "model").astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise RoundError(
             "model, must be finite, found a NaN or an infinity; nothing trained, nothing sent",
@@ -175,10 +175,10 @@ def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " para
 
 def pack_values(values: UInt32[np.ndarray, " params"]) -> bytes:
     """Ring elements as little-endian uint32."""
-    return values.astype("<u4").tobytes()
+    return values.astype("<u4", copy=False).tobytes()
 
 
-def unpack_values(data: bytes, dimension: int) -> UInt32[np.ndarray, " params"]:
+def unpack_values(data: bytes | memoryview, dimension: int) -> UInt32[np.ndarray, " params"]:
     """Ring elements from the wire.
 
     Raises:
@@ -187,7 +187,7 @@ def unpack_values(data: bytes, dimension: int) -> UInt32[np.ndarray, " params"]:
     return _unpack(data, "<u4", dimension, "contribution").astype(np.uint32)
 
 
-def _unpack(data: bytes, dtype: str, dimension: int, what: str) -> np.ndarray:
+def _unpack(data: bytes | memoryview, dtype: str, dimension: int, what: str) -> np.ndarray:
     if len(data) != 4 * dimension:
         raise RoundError(
             f"{what}, must hold {dimension} parameters of 4 bytes, found {len(data)} bytes; nothing added",

@@ -43,7 +43,7 @@ def answer(message, participant, values, **changes):
         round_number=opened.round_number,
         attempt=opened.attempt,
         participant=participant,
-        payload=pack_values(to_ring(np.asarray(values, dtype=np.int64))),
+        payload=memoryview(pack_values(to_ring(np.asarray(values, dtype=np.int64)))),
     )
     return encode_message(msgspec.structs.replace(contribution, **changes))
 

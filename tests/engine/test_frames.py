@@ -86,9 +86,11 @@ def test_no_answer_is_told_from_an_empty_one():
 
 @pytest.mark.parametrize("take", [Body.view, Body.read])
 def test_a_spooled_body_is_given_up_once_and_leaves_nothing(tmp_path, take):
-    body = Body(Spool(tmp_path, above=10))
+    spool = tmp_path / "made when it is needed"
+    body = Body(Spool(spool, above=10))
     for part in (b"12345678", b"90", b"ab"):
         body.add(memoryview(part))
     assert bytes(take(body)) == b"1234567890ab"
     assert body._file is None
-    assert not list(tmp_path.iterdir())
+    assert spool.stat().st_mode & 0o777 == 0o700
+    assert not list(spool.iterdir())

@@ -105,6 +105,17 @@ def test_a_stranger_is_refused(noisy, certificates):
     assert noisy.connected() == set(noisy.names)
 
 
+def test_a_model_that_is_spooled_at_both_ends_goes_through_its_rounds(federations):
+    code = processes.deployment.CODE.replace("dtype=np.float32)}", 'dtype=np.float32), "b": np.ones(1 << 20, "f4")}')
+    code = code.replace("astype(np.float32)}", 'astype(np.float32), "b": parameters["b"]}')
+    large = federations(**processes.NOISY, code=code)
+    run = large.submit()
+    until(lambda: large.is_over(run))
+    assert {event.attempt for event in large.check_end(run).values()} == {1}
+    assert len(large.model(run)) > 4 << 20
+    assert [list((folder / "spool").iterdir()) for folder in (large.home, large.site("a"))] == [[], []]
+
+
 # --- the coordinator, killed
 
 

@@ -167,8 +167,8 @@ def test_the_hook_gives_no_record_level_privacy():
         'unit = "client", or define model() for record-level privacy',
     )
     made = learner()
-    made.self_test(slots(), per_example=False)
-    assert refusal(made.self_test, slots(), per_example=True) == words
+    made.self_test(slots(), microbatch=None)
+    assert refusal(made.self_test, slots(), microbatch=24) == words
     mechanism = Mechanism(
         unit="example",
         noise="server",

@@ -96,7 +96,7 @@ def test_labels_out_of_range_are_autograds_to_refuse_or_leave_out(made):
 
 def chosen(model, loss=None, shape=(4,)):
     made = learner(model, loss)
-    made.self_test(slots(64, shape=shape), per_example=False)
+    made.self_test(slots(64, shape=shape), microbatch=None)
     return made._way
 
 

@@ -16,7 +16,7 @@ from hubbub.errors import CodeError
 from hubbub.local.gradients import PerExample, choose, clipped_sums
 from hubbub.local.torch_model import cross_entropy
 from hubbub.mechanism import Mechanism
-from hubbub.mechanism.mechanism import MICROBATCH
+from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
 
 
@@ -77,16 +77,17 @@ MODELS = {
 }
 NAMES = st.sampled_from(sorted(MODELS))
 CLIPPERS = ("chosen", "vmap")
+MICROBATCHES = (8, 64, MOST_ROWS)
 
 
 @cache
-def build(name, clipper="chosen"):
+def build(name, clipper="chosen", microbatch=64):
     """A model, and what `choose` chooses for it, or the clipper for any model."""
     torch.manual_seed(0)
     module = MODELS[name][0]()
-    chosen = choose(module, cross_entropy, make_slots(name, MICROBATCH))
+    chosen = choose(module, cross_entropy, make_slots(name, microbatch), microbatch)
     assert isinstance(chosen, PerExample) == (name == "tied")
-    return module, chosen if clipper == "chosen" else PerExample(module, cross_entropy)
+    return module, chosen if clipper == "chosen" else PerExample(module, cross_entropy, microbatch)
 
 
 def make_slots(name, rows, *, seed=0, nulls=()):
@@ -176,7 +177,7 @@ def integers(clipper, slots, mechanism, drawn=None):
 def test_removing_one_record_moves_the_integer_sum_by_at_most_the_sensitivity(
     name, clipper, rows, seed, max_norm, data
 ):
-    module, clip = build(name, clipper)
+    module, clip = build(name, clipper, data.draw(st.sampled_from(MICROBATCHES)))
     mechanism = make_mechanism(module, max_norm)
     slots = make_slots(name, rows, seed=seed)
     drawn = np.flatnonzero(np.random.default_rng(seed).random(rows) < 0.7)
@@ -193,21 +194,22 @@ def test_removing_one_record_moves_the_integer_sum_by_at_most_the_sensitivity(
 @settings(max_examples=50, deadline=None)
 @given(NAMES, st.sampled_from(CLIPPERS), st.integers(2, 150), st.integers(0, 2**32), st.data())
 def test_a_null_row_changes_no_other_microbatch_and_no_other_row(name, clipper, rows, seed, data):
-    module, clip = build(name, clipper)
+    microbatch = data.draw(st.sampled_from(MICROBATCHES))
+    module, clip = build(name, clipper, microbatch)
     mechanism = make_mechanism(module)
     slots = make_slots(name, rows, seed=seed)
     victim = data.draw(st.integers(0, rows - 1))
     without = copied(slots)
     null(without, victim)
     one, other = sums(clip, slots, mechanism), sums(clip, without, mechanism)
-    others = np.arange(len(one)) != victim // MICROBATCH
+    others = np.arange(len(one)) != victim // microbatch
     np.testing.assert_array_equal(one[others], other[others])
     alone = copied(slots)
     for slot in range(rows):
         if slot != victim:
             null(alone, slot)
-    own = sums(clip, alone, mechanism)[victim // MICROBATCH]
-    np.testing.assert_allclose((one - other)[victim // MICROBATCH], own, atol=1e-12)
+    own = sums(clip, alone, mechanism)[victim // microbatch]
+    np.testing.assert_allclose((one - other)[victim // microbatch], own, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "embedding"])
@@ -240,8 +242,9 @@ def test_an_empty_batch_has_no_microbatch():
     assert len(sums(clip, make_slots("linear", 5), make_mechanism(module), drawn=np.arange(0))) == 0
 
 
+@pytest.mark.parametrize("microbatch", MICROBATCHES)
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 128, 150])
-def test_every_pass_has_the_one_shape_whichever_slots_are_null(rows):
+def test_every_pass_has_the_one_shape_whichever_slots_are_null(rows, microbatch):
     module = nn.Linear(6, 3)
     shapes = []
 
@@ -249,14 +252,17 @@ def test_every_pass_has_the_one_shape_whichever_slots_are_null(rows):
         shapes.append((tuple(outputs.shape), tuple(y.shape)))
         return cross_entropy(outputs, y)
 
-    chosen = choose(module, watch, make_slots("linear", MICROBATCH))
-    for clip, shape in ((chosen, ((MICROBATCH, 3), (MICROBATCH,))), (PerExample(module, watch), ((1, 3), (1,)))):
+    chosen, vmap = (
+        choose(module, watch, make_slots("linear", microbatch), microbatch),
+        PerExample(module, watch, microbatch),
+    )
+    for clip, shape in ((chosen, ((microbatch, 3), (microbatch,))), (vmap, ((1, 3), (1,)))):
         shapes.clear()
         for nulls in ((), range(rows), (0,), range(0, rows, 2)):
             found = sums(clip, make_slots("linear", rows, nulls=nulls), make_mechanism(module))
-            assert len(found) == -(-rows // MICROBATCH)
+            assert len(found) == -(-rows // microbatch)
         assert set(shapes) == {shape}
-        assert len(shapes) == 4 * -(-rows // MICROBATCH)
+        assert len(shapes) == 4 * -(-rows // microbatch)
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)
@@ -299,7 +305,7 @@ class Centres(nn.Linear):
 def test_a_model_whose_examples_interact_is_refused(kind):
     module = kind(6, 3)
     with pytest.raises(CodeError) as caught:
-        choose(module, cross_entropy, make_slots("linear", 3))
+        choose(module, cross_entropy, make_slots("linear", 3), 64)
     assert caught.value.message == (
         "model(): weight, the gradient of one example must not depend on another, found that it does"
     )
@@ -309,13 +315,13 @@ def test_a_model_whose_examples_interact_is_refused(kind):
 @pytest.mark.parametrize("name", MODELS)
 def test_models_whose_examples_do_not_interact_pass(name):
     module, _ = build(name)
-    choose(module, cross_entropy, make_slots(name, 3))
+    choose(module, cross_entropy, make_slots(name, 3), 64)
 
 
 def test_dropout_passes_because_each_example_draws_its_own_mask():
     module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     state = torch.random.get_rng_state()
-    choose(module, cross_entropy, make_slots("linear", 3))
+    choose(module, cross_entropy, make_slots("linear", 3), 64)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -323,4 +329,4 @@ def test_the_self_test_reads_no_real_values_of_inputs():
     module, _ = build("linear")
     slots = make_slots("linear", 3)
     slots.x[:] = np.nan
-    choose(module, cross_entropy, slots)
+    choose(module, cross_entropy, slots, 64)

@@ -13,7 +13,6 @@ from hubbub.local import parts as parts_module
 from hubbub.local.bookkeeping import SPREAD, bounds
 from hubbub.local.parts import Formed, Lookups, Outer, make_parts
 from hubbub.mechanism.clip import clip_factors
-from hubbub.mechanism.mechanism import MICROBATCH
 
 
 def exact_square(gradients, inputs):
@@ -44,7 +43,7 @@ def test_clipping_at_the_bound_keeps_norm_and_spread_however_terms_cancel(seed, 
     factor = float(clip_factors(bounds([part]), max_norm, 12)[0])
     square = exact_square(gradients[0], inputs[0])
     assert square <= Fraction(float(part.squares()[0]))
-    room = 1 - 2 * MICROBATCH * SPREAD * (MICROBATCH * positions + 2) * 2.0**-53  # for the rounding of the sum
+    room = 1 - 2 * SPREAD * (positions + 2) * 2.0**-53  # for the rounding of the sum over a microbatch of this one row
     assert Fraction(factor) ** 2 * square <= (Fraction(max_norm) * Fraction(room)) ** 2
     lengths = np.linalg.norm(inputs[0].astype(float), axis=1) * np.linalg.norm(gradients[0].astype(float), axis=1)
     assert factor * lengths.sum() <= SPREAD * max_norm * (1 + 1e-9)

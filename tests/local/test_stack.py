@@ -126,7 +126,7 @@ def test_without_records_or_with_a_label_out_of_range_one_is_trained_alone_and_t
 
 def chosen(model, loss=None, shape=(4,)):
     made = learner(model, loss)
-    made.self_test(slots(64, shape=shape), per_example=False)
+    made.self_test(slots(64, shape=shape), microbatch=None)
     return made._way
 
 
@@ -251,7 +251,7 @@ def test_a_wrong_formula_is_found_out():
 @pytest.mark.parametrize("participants", [1, 40])
 def test_the_rehearsal_takes_the_faster_way(participants, monkeypatch):
     made = learner(mlp)
-    made.self_test(slots(64), per_example=False)
+    made.self_test(slots(64), microbatch=None)
     clock, chain = {"now": 0.0, "stacked": 1.0}, made._way
     monkeypatch.setattr("hubbub.local.torch_model.time.perf_counter", lambda: clock["now"])
 

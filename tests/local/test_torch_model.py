@@ -103,16 +103,16 @@ def test_a_model_that_raises_is_one_line():
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("per_example", [True, False])
-def test_a_model_for_other_columns_is_refused_before_training(per_example):
+@pytest.mark.parametrize("microbatch", [24, None])
+def test_a_model_for_other_columns_is_refused_before_training(microbatch):
     with pytest.raises(CodeError, match="model\\(\\) or loss\\(\\) on the declared columns, must not raise"):
-        learner(lambda: nn.Linear(7, 3)).self_test(slots(), per_example=per_example)
+        learner(lambda: nn.Linear(7, 3)).self_test(slots(), microbatch=microbatch)
 
 
-@pytest.mark.parametrize("per_example", [True, False])
-def test_a_model_that_keeps_to_itself_passes(per_example):
+@pytest.mark.parametrize("microbatch", [24, None])
+def test_a_model_that_keeps_to_itself_passes(microbatch):
     made = learner(mlp)
-    made.self_test(slots(), per_example=per_example)
+    made.self_test(slots(), microbatch=microbatch)
     np.testing.assert_array_equal(made.initial(), learner(mlp).initial())
 
 
@@ -146,7 +146,7 @@ class Remembering(nn.Linear):
 )
 def test_a_model_that_remembers_records_is_refused_for_clients_too(model, name):
     with pytest.raises(CodeError) as caught:
-        learner(model).self_test(slots(), per_example=False)
+        learner(model).self_test(slots(), microbatch=None)
     assert caught.value.message == f"model(): {name}, must not remember what it has seen, found that it does"
     assert caught.value.hint.startswith("torch.nn.GroupNorm normalises without running statistics")
 
@@ -154,7 +154,7 @@ def test_a_model_that_remembers_records_is_refused_for_clients_too(model, name):
 @pytest.mark.parametrize("model", [Buffered, lambda: Remembering(4, 3)], ids=["buffer", "attribute"])
 def test_a_model_that_remembers_records_is_refused_for_examples(model):
     with pytest.raises(CodeError):
-        learner(model).self_test(slots(), per_example=True)
+        learner(model).self_test(slots(), microbatch=24)
 
 
 def test_what_is_exported_holds_no_buffer_that_training_changed():
@@ -278,7 +278,7 @@ def test_a_parameter_that_the_model_does_not_use_trains_as_zero():
             self.spare = nn.Parameter(torch.ones(5))
 
     made = learner(Spare)
-    made.self_test(slots(), per_example=False)
+    made.self_test(slots(), microbatch=None)
     update = made.layout.unflatten(update_of(made, slots()))
     assert not update["spare"].any()
     assert update["weight"].any()

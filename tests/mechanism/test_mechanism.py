@@ -11,7 +11,7 @@ from scipy.stats import chi2, norm
 
 from hubbub.cohort import EveryExample, Everyone, FixedSize, PoissonExamples, SecretPoisson
 from hubbub.mechanism.encode import from_ring
-from hubbub.mechanism.mechanism import MICROBATCH, Mechanism, integer_sensitivity
+from hubbub.mechanism.mechanism import MOST_ROWS, Mechanism, integer_sensitivity
 from hubbub.randomness import SeededRandomness
 
 DRAWS = 4000
@@ -52,8 +52,8 @@ def test_a_clients_sensitivity_is_scale_times_norm_exactly():
 def test_an_examples_sensitivity_is_above_the_exact_bound(max_norm, exponent, dimension):
     mpmath = pytest.importorskip("mpmath")
     with mpmath.workdps(50):
-        gamma = mpmath.mpf(MICROBATCH + 2) * mpmath.mpf(2) ** -53
-        exact = mpmath.mpf(2) ** exponent * mpmath.mpf(max_norm) * (1 + 2 * MICROBATCH * gamma)
+        gamma = mpmath.mpf(MOST_ROWS + 2) * mpmath.mpf(2) ** -53
+        exact = mpmath.mpf(2) ** exponent * mpmath.mpf(max_norm) * (1 + 2 * MOST_ROWS * gamma)
         exact += mpmath.sqrt(dimension)
         claimed = mpmath.mpf(integer_sensitivity(max_norm, 2.0**exponent, dimension))
         assert exact <= claimed <= exact * (1 + mpmath.mpf(2) ** -48)
@@ -63,13 +63,13 @@ def test_an_examples_sensitivity_is_above_the_exact_bound(max_norm, exponent, di
 def test_a_float64_product_of_weights_and_rows_errs_by_less_than_is_claimed(data, dimension):
     seed = data.draw(st.integers(0, 2**32))
     rng = np.random.default_rng(seed)
-    rows = rng.standard_t(1, size=(MICROBATCH, dimension)).astype(np.float32).astype(np.float64)
+    rows = rng.standard_t(1, size=(MOST_ROWS, dimension)).astype(np.float32).astype(np.float64)
     factors = mechanism(dimension=dimension).clip_factors(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
-    row = data.draw(st.integers(0, MICROBATCH - 1))
+    row = data.draw(st.integers(0, MOST_ROWS - 1))
     without = factors.copy()
     without[row] = 0.0
     difference = [math.fsum([a, -b]) for a, b in zip(factors @ rows, without @ rows, strict=True)]
-    allowed = 1 + 2 * MICROBATCH * (MICROBATCH + 2) * 2.0**-53
+    allowed = 1 + 2 * MOST_ROWS * (MOST_ROWS + 2) * 2.0**-53
     assert math.sqrt(math.fsum(value**2 for value in difference)) <= allowed
 
 

@@ -5,12 +5,17 @@ Source:
     Abadi et al. 2016, arXiv:1607.00133 (the dp-sgd step).
 """
 
+import math
+
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from hubbub.errors import RoundError
 from hubbub.planning import Plan
 from hubbub.study.config import Training
+
+_BLOCK = 1 << 20
+"""Coordinates that are moved at a time: in float64 all of them would be twice the model, several times."""
 
 
 class ServerStep:
@@ -40,17 +45,21 @@ class ServerStep:
             RoundError: The step leaves the range of float32, or the weights are none that the plan has.
         """
         total, batch = (released[:-1], self._weight(int(released[-1]))) if self._heaviest else (released, self._batch)
-        mean: Float[np.ndarray, " params"] = total / (self._scale * batch)
-        self.velocity = self._momentum * self.velocity + mean
-        step = self._rate * self.velocity
-        with np.errstate(over="ignore"):
-            moved = (parameters.astype(np.float64) + step).astype(np.float32)
+        velocity, moved, square = np.empty_like(self.velocity), np.empty_like(parameters), 0.0
+        for start in range(0, parameters.size, _BLOCK):
+            at = slice(start, start + _BLOCK)
+            velocity[at] = self._momentum * self.velocity[at] + total[at] / (self._scale * batch)
+            step = self._rate * velocity[at]
+            square += float(np.dot(step, step))
+            with np.errstate(over="ignore"):
+                moved[at] = (parameters[at].astype(np.float64) + step).astype(np.float32)
+        self.velocity = velocity
         if not np.isfinite(moved).all():
             raise RoundError(
                 "model, must stay finite, found an overflow in the server's step; the attempt stays charged",
                 hint="lower training.learning_rate or training.server_learning_rate",
             )
-        return moved, float(np.linalg.norm(step))
+        return moved, math.sqrt(square)
 
     def _weight(self, weight: int) -> float:
         if not 0 <= weight <= self._heaviest:

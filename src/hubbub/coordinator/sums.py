@@ -49,7 +49,7 @@ class Sum(Protocol):
         """What each member is asked with."""
         ...
 
-    def receive(self, participant: str, payload: bytes) -> None:
+    def receive(self, participant: str, payload: bytes | memoryview) -> None:
         """Take one answer."""
         ...
 
@@ -86,7 +86,7 @@ class PlainSum:
         """Nothing beyond the model."""
         return dict.fromkeys(self._waiting, b"")
 
-    def receive(self, participant: str, payload: bytes) -> None:
+    def receive(self, participant: str, payload: bytes | memoryview) -> None:
         """Add one vector.
 
         Raises:
@@ -159,7 +159,7 @@ class SecureSum:
         """Message 0."""
         return self._server.open()
 
-    def receive(self, participant: str, payload: bytes) -> None:  # noqa: ARG002, the envelope is signed by its sender
+    def receive(self, participant: str, payload: bytes | memoryview) -> None:  # noqa: ARG002, the envelope is signed by its sender
         """Take one envelope.
 
         Raises:

@@ -39,7 +39,8 @@ def prepare(study: Study) -> Prepared:
     slots = {name: conform(call(study.code.data, name), columns, f"data({name!r})") for name in names}
     test_data = call(study.code.test_data)
     test = conform(test_data, columns, "test_data()")
-    learner = make_learner(study)
+    sizes = {name: len(part) for name, part in slots.items()}
+    learner = make_learner(study, sizes)
     if study.code_hash != code_hash:
         raise CodeError(
             "study code, must stay as it is while it is loaded, found that it changed itself; nothing trained",
@@ -50,7 +51,7 @@ def prepare(study: Study) -> Prepared:
         code_hash=code_hash,
         schema_hash=study.schema_hash,
         parameters=learner.dimension,
-        slots={name: len(part) for name, part in slots.items()},
+        slots=sizes,
     )
     if lock != study.lock and study.lock_path is not None:
         write_lock(study.lock_path, lock)
@@ -65,8 +66,9 @@ def prepare_away(study: Study) -> Prepared:
         CodeError: As `prepare`; or the model has another size than the lock says.
     """
     test_data = call(study.code.test_data)
-    test, learner = conform(test_data, study.settings.data, "test_data()"), make_learner(study)
-    if study.current_lock is None or study.current_lock.parameters != learner.dimension:
+    test, lock = conform(test_data, study.settings.data, "test_data()"), study.current_lock
+    learner = make_learner(study, lock.slots if lock else {})
+    if lock is None or lock.parameters != learner.dimension:
         raise CodeError(
             f"study.lock, must be of this code and a model of {learner.dimension} parameters, found another's; "
             "nothing trained, nothing spent",

@@ -59,13 +59,13 @@ class ArrayModel:
         """
         raise _refusal()
 
-    def self_test(self, example: Slots, *, per_example: bool) -> None:
+    def self_test(self, example: Slots, *, microbatch: int | None) -> None:
         """Run train() and evaluate() once on made-up records.
 
         Raises:
             CodeError: Gradients of single examples are needed, or one of the two fails.
         """
-        if per_example:
+        if microbatch is not None:
             raise _refusal()
         rng = np.random.default_rng(0)
         returned = call(self._code.train or dict, self.layout.unflatten(self._initial), _records(example), rng)

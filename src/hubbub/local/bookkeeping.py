@@ -21,7 +21,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from hubbub.local.parts import LAYERS, Part, make_parts
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.clip import UNIT_ROUNDOFF
-from hubbub.mechanism.mechanism import MICROBATCH
 
 SPREAD = 1024.0
 """Most by which the terms of a record's gradient may exceed the gradient before it is clipped further."""
@@ -48,13 +47,14 @@ class Bookkeeper:
         module: The model, its parameters those of the current round.
         loss: Per-example loss of (outputs, y).
         layers: The layers that hold its trained parameters, by name.
+        microbatch: Rows of a microbatch.
 
     Source:
         Bu et al. 2022, arXiv:2210.00038 (book-keeping); Goodfellow 2015, arXiv:1510.01799 (norms without gradients).
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, layers: Mapping[str, nn.Module]) -> None:
-        self._module, self._loss, self._layers = module, loss, layers
+    def __init__(self, module: nn.Module, loss: Loss, layers: Mapping[str, nn.Module], microbatch: int) -> None:
+        self._module, self._loss, self._layers, self.microbatch = module, loss, layers, microbatch
         names = [name.rpartition(".") for name, value in module.named_parameters() if value.requires_grad]
         self._owners = [(owner, kind) for owner, _, kind in names]
         self._trained = {name: {kind for owner, kind in self._owners if owner == name} for name in layers}
@@ -74,10 +74,10 @@ class Bookkeeper:
             parts = self.parts(x, y)
             norms = bounds(parts)
         factors = weights * mechanism.clip_factors(norms)
-        dropped = ~np.isfinite(norms)
-        if dropped.any():
+        is_finite = np.isfinite(norms)
+        if not is_finite.all():
             for part in parts:
-                part.drop(dropped)
+                part.drop(~is_finite)
         return self.weighted_sum(parts, factors)
 
     def parts(self, x: Tensor, y: Tensor) -> list[Part]:
@@ -90,7 +90,7 @@ class Bookkeeper:
         """What went into each layer, and the gradient of the losses with respect to what came out."""
         seen, losses = self._forward(x, y)
         edges = [one[0].edge for one in seen.values()]
-        gradients = torch.autograd.grad(losses.sum(), edges)
+        gradients = torch.autograd.grad(losses, edges, torch.ones_like(losses))  # of their sum, which costs more
         return {
             name: (calls[0].inputs.detach(), gradient)
             for (name, calls), gradient in zip(seen.items(), gradients, strict=True)
@@ -104,9 +104,19 @@ class Bookkeeper:
         return total
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[dict[str, list[_Seen]], Tensor]:
-        with _recording(self._layers) as seen:
-            losses = self._loss(self._module(x), y)
-        return seen, losses
+        """Losses, and what each layer saw.
+
+        A forward hook does the same, at twice the price of a small layer. `is_plain` has seen that nobody replaced
+        `forward`.
+        """
+        seen: dict[str, list[_Seen]] = {name: [] for name in self._layers}
+        for name, layer in self._layers.items():
+            vars(layer)["forward"] = _recorded(layer.forward, seen[name])
+        try:
+            return seen, self._loss(self._module(x), y)
+        finally:
+            for layer in self._layers.values():
+                del vars(layer)["forward"]
 
     def is_complete(self, x: Tensor, y: Tensor) -> bool:
         """Whether one pass shows that nothing of a gradient escapes the records kept of each layer.
@@ -126,22 +136,25 @@ class Bookkeeper:
     def is_separate(self, x: Tensor, y: Tensor) -> bool:
         """Whether what is kept of each row stays as it was, bit for bit, when another row is nulled or not finite."""
         before = seeded(self.observe, x, y)
-        for row in (0, MICROBATCH // 2, MICROBATCH - 1):
-            others = [index for index in range(MICROBATCH) if index != row]
+        for row in (0, len(x) // 2, len(x) - 1):
             for value in (0.0, torch.nan) if x.is_floating_point() else (0,):
                 changed_x, changed_y = x.clone(), y.clone()
                 changed_x[row], changed_y[row] = value, 0
                 after = seeded(self.observe, changed_x, changed_y)
                 pairs = [pair for name in before for pair in zip(before[name], after[name], strict=True)]
-                if not all(torch.equal(first[others], second[others]) for first, second in pairs):
+                if not all(is_same_beside(row, first, second) for first, second in pairs):
                     return False
         return True
 
     def agrees(self, x: Tensor, y: Tensor, rows: Callable[..., dict[str, Tensor]]) -> bool:
         """Whether norms and a weighted sum are those of the gradients that `rows` forms, one row per record."""
-        wide = torch.cat([value.reshape(MICROBATCH, -1).double() for value in rows(x, y).values()], dim=1).numpy()
-        parts, factors = self.parts(x, y), np.random.default_rng(0).random(MICROBATCH)
-        norms, expected = np.linalg.norm(wide, axis=1), factors @ wide
+        parts, factors = self.parts(x, y), np.random.default_rng(0).random(len(x))
+        squares, sums = np.zeros(len(x)), list[Float[np.ndarray, " size"]]()
+        for value in rows(x, y).values():
+            wide = value.reshape(len(x), -1).double().numpy()
+            squares += np.square(wide).sum(axis=1)
+            sums.append(factors @ wide)
+        norms, expected = np.sqrt(squares), np.concatenate(sums)
         scale = float(norms.max(initial=0.0))
         off = max(np.abs(bounds(parts) - norms).max(), np.linalg.norm(self.weighted_sum(parts, factors) - expected))
         return bool(off <= AGREEMENT * scale)
@@ -161,11 +174,11 @@ def fit(
     """
     if (layers := _layers(module)) is None:
         return None
-    clipper = Bookkeeper(module, loss, layers)
+    clipper = Bookkeeper(module, loss, layers, len(x))
     try:
         with _stirred(module):
             # A layer that sees positions first is given away by fewer records, however many positions there are.
-            is_complete = all(seeded(clipper.is_complete, x[:count], y[:count]) for count in (MICROBATCH, 3))
+            is_complete = all(seeded(clipper.is_complete, x[:count], y[:count]) for count in (len(x), 3))
             if not (is_complete and clipper.is_separate(x, y)):
                 return None
             module.eval()  # dropout draws other masks in one batch than in single examples
@@ -207,9 +220,9 @@ def bounds(parts: list[Part]) -> Float[np.ndarray, " rows"]:
     longest = max(part.terms for part in parts)
     if longest == 1:
         return norms
-    gamma = (MICROBATCH * longest + 2) * UNIT_ROUNDOFF
+    gamma = (len(norms) * longest + 2) * UNIT_ROUNDOFF
     reaches = np.sqrt(sum(part.reach_squares() for part in parts))
-    return np.maximum(norms * (1.0 + 4.0 * MICROBATCH * SPREAD * gamma), reaches / SPREAD)
+    return np.maximum(norms * (1.0 + 4.0 * len(norms) * SPREAD * gamma), reaches / SPREAD)
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Module] | None:
@@ -230,26 +243,13 @@ def is_plain(layer: nn.Module) -> bool:
     return is_supported is not None and is_supported(layer) and not is_changed and names <= {"weight", "bias"}
 
 
-@contextmanager
-def _recording(layers: Mapping[str, nn.Module]) -> Generator[dict[str, list[_Seen]]]:
-    seen: dict[str, list[_Seen]] = {name: [] for name in layers}
+def _recorded(forward: Callable[[Tensor], Tensor], calls: list[_Seen]) -> Callable[[Tensor], Tensor]:
+    def call(inputs: Tensor) -> Tensor:
+        outputs = forward(inputs)
+        calls.append(_Seen(inputs, get_gradient_edge(outputs), outputs.shape))
+        return outputs
 
-    def recorded(forward: Callable[[Tensor], Tensor], calls: list[_Seen]) -> Callable[[Tensor], Tensor]:
-        def call(inputs: Tensor) -> Tensor:
-            outputs = forward(inputs)
-            calls.append(_Seen(inputs, get_gradient_edge(outputs), outputs.shape))
-            return outputs
-
-        return call
-
-    # A forward hook does the same, at twice the price of a small layer. `is_plain` has seen that nobody replaced it.
-    for name, layer in layers.items():
-        vars(layer)["forward"] = recorded(layer.forward, seen[name])
-    try:
-        yield seen
-    finally:
-        for layer in layers.values():
-            del vars(layer)["forward"]
+    return call
 
 
 def _uses(losses: Tensor) -> dict[int, int]:
@@ -265,6 +265,11 @@ def _uses(losses: Tensor) -> dict[int, int]:
                 visited.add(node)
                 nodes.append(node)
     return counts
+
+
+def is_same_beside(row: int, first: Tensor, second: Tensor) -> bool:
+    """Whether all rows but one are equal, bit for bit."""
+    return torch.equal(first[:row], second[:row]) and torch.equal(first[row + 1 :], second[row + 1 :])
 
 
 def seeded(function: Callable[..., Any], *arguments: Any) -> Any:

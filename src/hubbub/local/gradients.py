@@ -1,15 +1,16 @@
 """Per-example clipped gradient sums, in microbatches of one fixed shape.
 
 A record must touch one microbatch only and change nothing else in it, or the sensitivity is not what the
-mechanism says. So slots are packed in order into microbatches of exactly `MICROBATCH` rows: null slots and
-padding keep their row, with zeroed inputs and weight zero. (At another number of rows a matrix library may
+mechanism says. So slots are packed in order into microbatches whose number of rows a run never changes: null slots
+and padding keep their row, with zeroed inputs and weight zero. (At another number of rows a matrix library may
 pick another kernel, and every other row's gradient changes in its last bits.)
 
-Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them.
+Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them,
+at the number of rows that they are for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,13 +20,26 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import fit, seeded
+from hubbub.local.bookkeeping import fit, is_same_beside, seeded
 from hubbub.mechanism import Mechanism
-from hubbub.mechanism.mechanism import MICROBATCH
+from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
 
-Clipper = Callable[[Tensor, Tensor, NDArray[np.float64], Mechanism], NDArray[np.float64]]
-"""(x, y, weights, mechanism) -> the weighted sum of the clipped gradients of one microbatch, float64."""
+
+@runtime_checkable
+class Clipper(Protocol):
+    """Clips and sums the gradients of a microbatch."""
+
+    @property
+    def microbatch(self) -> int:
+        """Rows of each, at most `MOST_ROWS`."""
+        ...
+
+    def __call__(
+        self, x: Tensor, y: Tensor, weights: Float[np.ndarray, " rows"], mechanism: Mechanism
+    ) -> Float[np.ndarray, " params"]:
+        """The weighted sum of the clipped gradients, float64."""
+        ...
 
 
 def clipped_sums(
@@ -46,9 +60,9 @@ def clipped_sums(
     Source:
         Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
     """
-    for start in range(0, len(drawn), MICROBATCH):
-        x, y, weights = _pack(slots, drawn[start : start + MICROBATCH])
-        yield clipper(x, y, weights, mechanism)
+    for start in range(0, len(drawn), clipper.microbatch):
+        packed = _pack(slots, drawn[start : start + clipper.microbatch], clipper.microbatch)
+        yield clipper(*packed, mechanism)
 
 
 class PerExample:
@@ -57,10 +71,12 @@ class PerExample:
     Args:
         module: The model, its parameters those of the current round.
         loss: Per-example loss of (outputs, y).
+        microbatch: Rows of a microbatch.
     """
 
-    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], microbatch: int) -> None:
         self._module = module
+        self.microbatch = microbatch
 
         def one(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             outputs = functional_call(module, dict(parameters), (x.unsqueeze(0),))
@@ -80,30 +96,31 @@ class PerExample:
         return _clipped_sum(self.rows(x, y), weights, mechanism)
 
 
-def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Slots) -> Clipper:
+def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Slots, microbatch: int) -> Clipper:
     """The fastest clipper that is right for a model; the model is in training mode afterwards.
 
     Args:
         module: The model.
         loss: Per-example loss of (outputs, y).
         example: Slots of the study's shapes that hold nobody's values: the choice is no secret.
+        microbatch: Rows of a microbatch; never more than `MOST_ROWS`, which the mechanism counts on.
 
     Raises:
         CodeError: A row's gradient depends on another row, so no clip bounds what one record adds.
     """
     module.train()
-    x, y = made_up_rows(example)
-    clipper = PerExample(module, loss)
+    x, y = made_up_rows(example, min(microbatch, MOST_ROWS))
+    clipper = PerExample(module, loss, len(x))
     self_test(clipper, x, y)
     return fit(module, loss, x, y, clipper.rows) or clipper
 
 
-def _pack(slots: Slots, rows: NDArray[Any]) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
-    if len(rows) == MICROBATCH:
+def _pack(slots: Slots, rows: NDArray[Any], count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    if len(rows) == count:
         return torch.from_numpy(slots.x[rows]), torch.from_numpy(slots.y[rows]), slots.is_real[rows].astype(np.float64)
-    x = np.zeros((MICROBATCH, *slots.x.shape[1:]), dtype=slots.x.dtype)
-    y = np.zeros((MICROBATCH, *slots.y.shape[1:]), dtype=slots.y.dtype)
-    weights = np.zeros(MICROBATCH)
+    x = np.zeros((count, *slots.x.shape[1:]), dtype=slots.x.dtype)
+    y = np.zeros((count, *slots.y.shape[1:]), dtype=slots.y.dtype)
+    weights = np.zeros(count)
     x[: len(rows)], y[: len(rows)] = slots.x[rows], slots.y[rows]
     weights[: len(rows)] = slots.is_real[rows]
     return torch.from_numpy(x), torch.from_numpy(y), weights
@@ -112,7 +129,7 @@ def _pack(slots: Slots, rows: NDArray[Any]) -> tuple[Tensor, Tensor, NDArray[np.
 def _clipped_sum(
     gradients: Mapping[str, Tensor], weights: Float[np.ndarray, " rows"], mechanism: Mechanism
 ) -> Float[np.ndarray, " params"]:
-    wide = [value.detach().reshape(MICROBATCH, -1).double().numpy() for value in gradients.values()]
+    wide = [value.detach().reshape(len(weights), -1).double().numpy() for value in gradients.values()]
     with np.errstate(over="ignore", invalid="ignore"):
         squares = sum(np.einsum("ij,ij->i", rows, rows) for rows in wide)
     factors = weights * mechanism.clip_factors(np.sqrt(squares))
@@ -129,22 +146,21 @@ def self_test(clipper: PerExample, x: Tensor, y: Tensor) -> None:
         CodeError: It does not.
     """
     before = seeded(clipper.rows, x, y)
-    for row in (0, MICROBATCH // 2, MICROBATCH - 1):
+    for row in (0, len(x) // 2, len(x) - 1):
         nulled_x, nulled_y = x.clone(), y.clone()
         nulled_x[row], nulled_y[row] = 0, 0
         after = seeded(clipper.rows, nulled_x, nulled_y)
-        others = [index for index in range(MICROBATCH) if index != row]
         for name, value in before.items():
-            if not torch.equal(value[others], after[name][others]):
+            if not is_same_beside(row, value, after[name]):
                 raise CodeError(
                     f"model(): {name}, the gradient of one example must not depend on another, found that it does",
                     hint="look for layers that share state or statistics between examples",
                 )
 
 
-def made_up_rows(example: Slots) -> tuple[Tensor, Tensor]:
-    """One microbatch of the example's shapes and dtypes: random reals, and the example's integers repeated."""
-    values = np.random.default_rng(0).normal(size=(MICROBATCH, *example.x.shape[1:])).astype(example.x.dtype)
-    x = values if example.x.dtype.kind == "f" else np.resize(example.x, (MICROBATCH, *example.x.shape[1:]))
-    y = np.resize(example.y, (MICROBATCH, *example.y.shape[1:]))
+def made_up_rows(example: Slots, rows: int) -> tuple[Tensor, Tensor]:
+    """Rows of the example's shapes and dtypes: random reals, and the example's integers repeated."""
+    values = np.random.default_rng(0).normal(size=(rows, *example.x.shape[1:])).astype(example.x.dtype)
+    x = values if example.x.dtype.kind == "f" else np.resize(example.x, (rows, *example.x.shape[1:]))
+    y = np.resize(example.y, (rows, *example.y.shape[1:]))
     return torch.from_numpy(x), torch.from_numpy(y)

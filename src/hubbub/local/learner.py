@@ -44,8 +44,13 @@ class Learner(Protocol):
         """The parameters before round 1: the same for everybody who runs the same study."""
         ...
 
-    def self_test(self, example: Slots, *, per_example: bool) -> None:
-        """Check on made-up records of these shapes that the model can be trained as its unit asks."""
+    def self_test(self, example: Slots, *, microbatch: int | None) -> None:
+        """Check on made-up records of these shapes that the model can be trained as its unit asks.
+
+        Args:
+            example: Any participant's slots, for their shapes.
+            microbatch: Rows in which gradients of single examples are computed; None if they are not needed.
+        """
         ...
 
     def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hubbub.errors import CodeError
 from hubbub.local.dense import dense
-from hubbub.local.gradients import Clipper, PerExample, choose, clipped_sums, made_up_rows
+from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import layer_seed, shuffled
@@ -60,7 +60,7 @@ class TorchModel:
         self._is_default_loss = code.loss is None
         self._way: Way | None = None
         self._moved = np.empty_like(self._initial)
-        self._clipper: Clipper = PerExample(module, self.loss)  # until self_test finds a faster one
+        self._clipper: Clipper | None = None
         self._rows = EVALUATION_ROWS
 
     @property
@@ -77,7 +77,7 @@ class TorchModel:
         sizes = [math.prod(shape) for shape in self.layout.shapes]
         return [p.view(s) for p, s in zip(flat.split(sizes), self.layout.shapes, strict=True)]
 
-    def self_test(self, example: Slots, *, per_example: bool) -> None:
+    def self_test(self, example: Slots, *, microbatch: int | None) -> None:
         """Run the model on made-up records of the declared shapes, and choose how to clip; see `gradients.choose`.
 
         Whatever the unit, nothing that the model has seen may stay in it: it would reach the next
@@ -85,19 +85,19 @@ class TorchModel:
 
         Args:
             example: Any participant's slots, for their shapes.
-            per_example: Whether gradients of single examples are needed.
+            microbatch: Rows in which gradients of single examples are computed; None if they are not needed.
 
         Raises:
             CodeError: The model does not run on the declared columns, rows depend on each other, or it
                 remembers what it has seen.
         """
         with running("model() or loss() on the declared columns"), torch.random.fork_rng():
-            self._rows = _most_rows(self.module.eval(), made_up_rows(example)[0])
+            self._rows = _most_rows(self.module.eval(), made_up_rows(example, len(example))[0])
             self.module.train()
-            if per_example:
-                self._clipper = choose(self.module, self.loss, example)
+            if microbatch is not None:
+                self._clipper = choose(self.module, self.loss, example, microbatch)
             else:
-                self._forgets(*made_up_rows(example))
+                self._forgets(*made_up_rows(example, len(example)))
                 formula = logistic(self.module, self.layout) or dense(self.module, self.layout)
                 self._way = self._fit(formula if self._is_default_loss else None, example)
             for name, value in self._state():
@@ -161,6 +161,7 @@ class TorchModel:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
         self.flat.numpy()[:] = parameters
         self.module.train()
+        assert self._clipper is not None  # noqa: S101, self_test has chosen one
         return clipped_sums(self._clipper, slots, drawn, mechanism)
 
     def updates(

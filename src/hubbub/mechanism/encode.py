@@ -132,4 +132,4 @@ def from_ring(values: UInt32[np.ndarray, " params"]) -> Int64[np.ndarray, " para
         `from_ring(to_ring(v)) == v` for every v in that range, and so for every sum that the plan's ring
         check admits.
     """
-    return values.astype(np.int64) - ((values >= HALF_RING).astype(np.int64) << RING_BITS)
+    return values.view(np.int32).astype(np.int64)

@@ -16,8 +16,8 @@ from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
 from hubbub.randomness import Randomness
 
-MICROBATCH = 64
-"""Rows of the one fixed shape in which gradients are computed; a record touches one microbatch only."""
+MOST_ROWS = 256
+"""Most rows of a microbatch, the one shape in which a run computes gradients; a record touches one of them only."""
 
 
 class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         """Largest L2 distance between the integer sums of neighbouring data (null-replacement).
 
         A client's update is truncated: s C exactly. Clipped gradients are summed in float64 and rounded
-        once per microbatch: s C (1 + 2 m gamma) + sqrt(d), gamma = (m + 2) u for the matrix product.
+        once per microbatch: s C (1 + 2 m gamma) + sqrt(d), gamma = (m + 2) u for the matrix product of at most
+        m = `MOST_ROWS` rows.
 
         Source:
             Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1 (gamma).
@@ -143,7 +144,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         if self.noise_source == "float-simulation":
             generator = np.random.default_rng(randomness.words(4))
             return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
-        return values + discrete_gaussian(self.sigma, values.size, randomness)
+        noise = discrete_gaussian(self.sigma, values.size, randomness)
+        return np.add(noise, values, out=noise)
 
     def send(self, values: Int[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
@@ -164,11 +166,11 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def integer_sensitivity(max_norm: float, scale: float, dimension: int) -> float:
-    """Sensitivity of sums of clipped gradients, rounded once per microbatch of `MICROBATCH` rows.
+    """Sensitivity of sums of clipped gradients, rounded once per microbatch of at most `MOST_ROWS` rows.
 
     >>> round(integer_sensitivity(1.0, 2.0**20, 31), 3)
     1048581.568
     """
-    gamma = (MICROBATCH + 2) * UNIT_ROUNDOFF
-    exact = scale * max_norm * (1.0 + 2.0 * MICROBATCH * gamma) + math.sqrt(dimension)
+    gamma = (MOST_ROWS + 2) * UNIT_ROUNDOFF
+    exact = scale * max_norm * (1.0 + 2.0 * MOST_ROWS * gamma) + math.sqrt(dimension)
     return exact * (1.0 + 8.0 * UNIT_ROUNDOFF)  # these few operations round too

@@ -148,7 +148,7 @@ class Host:
     def answer(self, data: bytes) -> bytes:
         """Answer one message; a refusal is an answer too."""
         try:
-            return self._answer(decode_message(data), data)
+            return self._answer(decode_message(data))
         except HubbubError as error:
             code = next(code for kind, code in CODES.items() if isinstance(error, kind))
             self._folder.note_refusal(error, code, self._clock())
@@ -158,7 +158,7 @@ class Host:
             _host_log.exception("%s could not answer", self.name)
         return encode_message(Refused(code))
 
-    def _answer(self, message: Message, data: bytes) -> bytes:
+    def _answer(self, message: Message) -> bytes:
         match message:
             case CosignAsked():
                 return encode_message(self._cosign(message.request))
@@ -171,9 +171,9 @@ class Host:
                 self._joined = self._join(message)
                 return encode_message(Done())
             case RoundOpened():
-                return self._open(message, data) or b""
+                return self._open(message) or b""
             case RoundContinued():
-                return self._continue(message, data) or b""
+                return self._continue(message) or b""
             case _:
                 raise RoundError(
                     f"{self.name}, takes what a coordinator asks, found {type(message).__name__}; nothing sent",
@@ -199,22 +199,22 @@ class Host:
 
     def _hold(self, offered: StudyOffered) -> StudyHeld:
         study = self._folder.study(offered.study_hash, offered.code_hash)
-        slots, learner = self._load(study)
+        slots = self._load(study)
+        learner = make_learner(study, {self.name: len(slots)})
         commitment = commit(slots, self._folder.salt())
         _host_log.info("%s holds study %s, with %d slots", self.name, study.settings.study.name, len(slots))
         return StudyHeld(slots=len(slots), data_commitment=commitment, parameters=learner.dimension)
 
-    def _load(self, study: Study) -> tuple[Slots, Learner]:
+    def _load(self, study: Study) -> Slots:
         self._folder.show_data()
-        slots = conform(call(study.code.data, self.name), study.settings.data, f"data({self.name!r})")
-        return slots, make_learner(study)
+        return conform(call(study.code.data, self.name), study.settings.data, f"data({self.name!r})")
 
     def _join(self, offered: RunOffered) -> Joined:
         """Everything that can be refused before a round is asked: code, data, plan, reservation, policy, budget."""
         self._need_head()
         lock = _read_lock(offered.lock)
         study = self._folder.study(offered.study_hash, offered.code_hash).with_lock(lock)
-        slots, learner = self._load(study)
+        slots, learner = self._load(study), make_learner(study, lock.slots)
         found = (lock.slots.get(self.name), lock.parameters)
         if found != (len(slots), learner.dimension):
             raise PlanError(
@@ -271,23 +271,23 @@ class Host:
 
     # --- rounds ---
 
-    def _open(self, message: RoundOpened, data: bytes) -> bytes | None:
+    def _open(self, message: RoundOpened) -> bytes | None:
         joined, shown = self._of(message.run), self._need_head()
         session = read(Session, read(Envelope, message.payload).body)
         roster = self.guard.check(shown, session, self._clock(), joined.plan.reservation(message.run))
         self._admit(joined)
         if joined.participant is None or joined.roster != roster.hash:
             joined.participant, joined.roster = self._participant(joined, roster), roster.hash
-        return joined.participant.receive(data, joined.learner)
+        return joined.participant.answer(message, joined.learner)
 
-    def _continue(self, message: RoundContinued, data: bytes) -> bytes | None:
+    def _continue(self, message: RoundContinued) -> bytes | None:
         joined = self._of(message.run)
         if joined.participant is None:
             raise RoundError(
                 f"{self.name}, takes messages of a session that it entered, found none; nothing sent",
                 hint="its process was started again: this attempt goes on without it",
             )
-        return joined.participant.receive(data, joined.learner)
+        return joined.participant.answer(message, joined.learner)
 
     def _of(self, run: str) -> Joined:
         if self._joined is None or self._joined.offered.run != run:

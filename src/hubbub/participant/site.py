@@ -122,7 +122,11 @@ class Participant:
                 rule of secure aggregation.
             BudgetError: The ledger does not admit this attempt.
         """
-        reply = self.begin(decode_message(data))
+        return self.answer(decode_message(data), learner)
+
+    def answer(self, message: Message, learner: Learner) -> bytes | None:
+        """As `receive`, of a message that was read already."""
+        reply = self.begin(message)
         if not isinstance(reply, Work):
             return reply
         return self.finish(next(make_vectors([self.records], reply, learner, self._settings)))
@@ -209,6 +213,6 @@ class Participant:
                 round_number=round_number,
                 attempt=attempt,
                 participant=self.name,
-                payload=payload,
+                payload=memoryview(payload),
             )
         )

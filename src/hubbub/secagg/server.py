@@ -133,7 +133,7 @@ class Server:
         """Who advertised and is not in the sum."""
         return tuple(name for name in self._names if name not in self.survivors)
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """Take one answer; the same one again changes nothing.
 
         Raises:
@@ -156,7 +156,7 @@ class Server:
             self._take(name, body, envelope.attachment)
             self._answers[envelope.kind][name] = signed
         elif earlier.body != signed.body:
-            self._blame(name, f"two answers {envelope.kind!r} in one session", earlier.encode(), data)
+            self._blame(name, f"two answers {envelope.kind!r} in one session", earlier.encode(), bytes(data))
             raise self._refusal(f"takes one {envelope.kind!r} of each participant", f"another of {name!r}")
 
     def advance(self) -> dict[str, bytes]:

@@ -52,12 +52,17 @@ class Spool:
     """Where large messages lie.
 
     Args:
-        folder: Files in it have no name, so that nothing of them outlives the process.
+        folder: Made when it is needed; files in it have no name, so that nothing of them outlives the process.
         above: Bytes; shorter messages stay in memory.
     """
 
     folder: Path
     above: int = 4 << 20
+
+    def open(self) -> IO[bytes]:
+        """Open a new file in it."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        return tempfile.TemporaryFile(dir=self.folder)
 
 
 class Body:
@@ -80,7 +85,7 @@ class Body:
         if self._spool is None or self.size <= self._spool.above:
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._spool.folder)  # noqa: SIM115, closed by `discard`
+            self._file = self._spool.open()
         for kept in self._chunks:
             self._file.write(kept)
         self._chunks = []

@@ -130,7 +130,7 @@ class _Site:
             Whether it is worth coming back at once.
         """
         stream = _Stream()
-        was_admitted, word = False, ""
+        was_admitted, is_well, word = False, True, ""
         with _channel(address, credentials, tuning) as channel:
             connection = channel.stream_stream(ATTEND)(stream.frames())
             try:
@@ -145,7 +145,7 @@ class _Site:
             except grpc.RpcError:
                 word = _word(connection)
             except (PipeError, OSError) as error:
-                word = type(error).__name__
+                is_well, word = False, type(error).__name__
                 connection.cancel()
             finally:
                 stream.answers.put(None)
@@ -153,7 +153,7 @@ class _Site:
         is_news = was_admitted or word != self._word
         self._word = word
         _log.log(logging.WARNING if is_news else logging.DEBUG, "not connected to %s: %s", address, word or "closed")
-        return was_admitted and word != "replaced"
+        return was_admitted and is_well and word != "replaced"
 
     def _take(self, stream: _Stream, connection: Any) -> None:
         with self._changed:
