@@ -237,6 +237,7 @@ def _explain(error: msgspec.ValidationError, tables: Any, source: str) -> StudyE
         rule, hint = "must be a number of everyday size", _example(keys)
     else:
         rule = "must be " + rule.replace("Expected ", "").replace("`", "").replace(" | null", "")
+        rule = rule.replace(r"\\A", "^").replace(r"\\Z", "$")  # as people write it
         rule = rule.partition(", got")[0].replace("object", "a table").replace("array", "a list")
         hint = _example(keys)
     return StudyError(f"{source}: {'.'.join(keys) or 'study'}, {rule}, found {_show(found)}", hint=hint)
