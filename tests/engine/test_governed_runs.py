@@ -296,7 +296,7 @@ def test_a_release_needs_its_own_approvals_and_a_quorum_of_witnesses(world, fini
     with pytest.raises(RefusedError, match=r"release of .*, must be approved, found it pending without"):
         hubbub.release_run(finished)
     world.approve(case, *world.owners, "officer")
-    with pytest.raises(RefusedError, match=r"must be released under a quorum of witnesses, .* found 0 of 4 witnesses"):
+    with pytest.raises(RefusedError, match=r"must be released under a quorum of witnesses, .* found none, where 3 of"):
         hubbub.release_run(finished)
     world.witness("a", "officer")
     with pytest.raises(RefusedError, match="found 2 of 4 witnesses"):
