@@ -68,7 +68,7 @@ class Policy:
         """The quorum in words."""
         groups = {group.name: group for group in self.groups}
         group = groups.get(self.quorum)
-        return f"{group.threshold} of {', '.join(group.members)}" if group else self.quorum
+        return f"{group.threshold} of {', '.join(sorted(group.members))}" if group else self.quorum
 
     def is_quorum(self, names: Collection[str]) -> bool:
         """Whether witnesses with these names are enough."""

@@ -70,7 +70,7 @@ def verify_checkpoint(note: Note | bytes, policy: Policy, *, now: int | None = N
         age = "" if now is None else f" within {fresh} s"
         raise VerificationError(
             f"{checkpoint.origin} at size {checkpoint.size}, must be cosigned by the policy's quorum{age}, "
-            f"found {', '.join(cosigned) or 'none'}, where {policy.rule} must",
+            f"found {', '.join(sorted(cosigned)) or 'none'}, where {policy.rule} must",
             hint="ask the log for a head with more cosignatures",
         )
     return Verified(checkpoint, log, cosigned)
