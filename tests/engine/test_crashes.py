@@ -258,7 +258,7 @@ def trace(world, name):
 
 
 WHERE_IT_COUNTS = ("SitesHere._carry ", "Running.charge ", "SitesHere.attempt ", "Running._train ", "Participant.")
-WHERE_IT_COUNTS += ("SitesHere._train ", "Alone.", "Records.", "make_vectors ")
+WHERE_IT_COUNTS += ("SitesHere._train ", "Alone.total ", "Alone.vectors ", "Records.", "make_vectors ")
 WHERE_IT_COUNTS += (
     "Client.",
     "Ledger.charge",
@@ -330,7 +330,7 @@ def test_a_run_killed_anywhere_is_never_under_charged_and_ends_well(server, tmp_
 @pytest.mark.parametrize("mutant", ["late", "in memory"])
 def test_a_charge_after_sending_is_found(server, tmp_path, kind, mutant):
     with pytest.raises(UnderChargedError, match="left and is not charged"):
-        kill_often(server, tmp_path, kind, kills=48, seed=1, mutant=mutant)
+        kill_often(server, tmp_path, kind, kills=96, seed=1, mutant=mutant)
 
 
 def test_killed_when_vectors_leave_the_charge_is_on_the_disk_already(server, tmp_path):
