@@ -25,12 +25,13 @@ def coordinate(options: argparse.Namespace) -> None:
     from hubbub.engine.direct import Credentials, DirectServer, Spool
     from hubbub.engine.home import server_credentials
     from hubbub.governance.enrolment import check_address
+    from hubbub.local.threads import one_thread
 
     home = Path(options.folder)
     deadlines = Deadlines(stage=options.stage, training=options.training, patience=options.patience)
     hosts = [check_address(options.address), *options.host]
     credentials = Credentials(*server_credentials(home, hosts, now=int(time.time())))
-    with _held(home, "coordinator.lock"), _told_to_stop() as stop:
+    with _held(home, "coordinator.lock"), one_thread(), _told_to_stop() as stop:
         coordinating = Coordinating(home, deadlines)
         server = DirectServer(
             credentials,
@@ -51,6 +52,7 @@ def join(options: argparse.Namespace) -> None:
     """Run a participant until it is told to stop."""
     from hubbub.engine.direct import Credentials, Spool, serve
     from hubbub.governance.enrolment import client_credentials
+    from hubbub.local.threads import one_thread
     from hubbub.participant.folder import SiteFolder
     from hubbub.participant.host import Host
 
@@ -59,10 +61,11 @@ def join(options: argparse.Namespace) -> None:
     credentials = Credentials(*client_credentials(folder.keys(), membership, now=int(time.time())))
     with _held(folder.path, "site.lock"), _told_to_stop() as stop:
         Host.warm()
-        host = Host(folder, lambda: int(time.time()))
-        print(f"hubbub: {host.name} dials {membership.address}", file=sys.stderr, flush=True)
-        serve(membership.address, credentials, host.answer, stop=stop, spool=Spool(folder.path / "spool"))
-        host.close()
+        with one_thread():
+            host = Host(folder, lambda: int(time.time()))
+            print(f"hubbub: {host.name} dials {membership.address}", file=sys.stderr, flush=True)
+            serve(membership.address, credentials, host.answer, stop=stop, spool=Spool(folder.path / "spool"))
+            host.close()
 
 
 @contextmanager

@@ -50,9 +50,9 @@ class ServerStep:
             at = slice(start, start + _BLOCK)
             velocity[at] = self._momentum * self.velocity[at] + total[at] / (self._scale * batch)
             step = self._rate * velocity[at]
-            square += float(np.dot(step, step))
             with np.errstate(over="ignore"):
                 moved[at] = (parameters[at].astype(np.float64) + step).astype(np.float32)
+                square += float(np.square(step, out=step).sum())
         self.velocity = velocity
         if not np.isfinite(moved).all():
             raise RoundError(

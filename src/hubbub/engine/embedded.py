@@ -8,7 +8,6 @@ is asked again is a new attempt with fresh samples and fresh noise.
 
 import os
 import secrets
-import sys
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -35,6 +34,7 @@ from hubbub.events import (
     RoundClosed,
     RoundFailed,
 )
+from hubbub.local.threads import one_thread
 from hubbub.messages import decode_message
 from hubbub.participant import Participant, commit
 from hubbub.participant.records import Work
@@ -165,24 +165,10 @@ def _commitments(prepared: Prepared, home: Path) -> dict[str, str]:
 def _opened(home: Path) -> Generator[tuple[EventLog, Signer]]:
     log = open_log(home)
     try:
-        with _one_torch_thread():
+        with one_thread():
             yield log, open_log_key(home)
     finally:
         log.close()
-
-
-@contextmanager
-def _one_torch_thread() -> Generator[None]:
-    """Let torch work on one thread: the bits of a sum must not depend on how many cores there are."""
-    torch = sys.modules.get("torch")  # not there with the ndarray hook
-    before = torch.get_num_threads() if torch else 0
-    try:
-        if torch:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        if torch:
-            torch.set_num_threads(before)
 
 
 def _source(study: Study, given: Randomness | None, again: int = 0) -> Randomness:

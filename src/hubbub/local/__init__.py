@@ -10,6 +10,7 @@
     gradients.py    per-example clipped gradient sums in microbatches of one fixed shape, and their self-test
     bookkeeping.py  the fast clipper: one batched pass per microbatch, for models of plain layers
     parts.py        what that clipper knows of layers: per-record norms and weighted sums
+    threads.py      one thread for each matrix library
     arrays.py       the ndarray hook (scikit-learn, JAX, ...) as a learner
 
 *Trust:* sees raw records and returns un-noised vectors; only `participant` may call it, and it sends nothing.

@@ -18,8 +18,8 @@ from hubbub.mechanism.clip import slack
 
 RING_BITS = 32
 HALF_RING = 2 ** (RING_BITS - 1)
-_BLOCK = 2**14
-"""Coordinates that are encoded at a time."""
+_BLOCK = 2**13
+"""Coordinates that are encoded at a time: so few that no matrix library wakes threads to add up their squares."""
 
 
 def encode_update(
