@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hubbub.local.bookkeeping import is_plain
 from hubbub.local.layout import Layout
 from hubbub.local.seeds import shuffled
+from hubbub.local.stack import are_labels
 from hubbub.study import Slots
 from hubbub.study.config import Training
 
@@ -72,7 +73,7 @@ class Chain:
 
     def takes(self, slots: Slots) -> bool:
         """Whether a participant may be trained so: it has records, and no label at which autograd fails."""
-        return bool(slots.is_real.any() and slots.y.min() >= 0 and slots.y.max() < self._classes)
+        return bool(slots.real.size) and are_labels(slots, self._classes)
 
     def updates(
         self,
@@ -85,9 +86,8 @@ class Chain:
         trained, size = self._flat.numpy(), training.batch_size
         for slots, seed in zip(everyone, seeds, strict=True):
             trained[:] = parameters
-            real = np.flatnonzero(slots.is_real)
             for epoch in range(training.local_epochs):
-                order = shuffled(real, seed, epoch)
+                order = shuffled(slots.real, seed, epoch)
                 x, y = torch.from_numpy(slots.x[order]).flatten(1), torch.from_numpy(slots.y[order]).long()
                 for batch in zip(x.split(size), y.split(size), strict=True):
                     self._step(*batch, rate=training.learning_rate)
