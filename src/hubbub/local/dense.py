@@ -26,29 +26,19 @@ class Activation(NamedTuple):
 
     Args:
         apply: Replaces numbers by results.
-        pull: Turns gradients of results into those of what went in, in place; takes gradients and results.
+        pull: Gradients of results as those of what went in; takes gradients and results. What autograd itself calls.
     """
 
     apply: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor], Tensor]
 
 
-def _pull_relu(back: Tensor, results: Tensor) -> Tensor:
-    return back.masked_fill_(results <= 0, 0.0)
-
-
-def _pull_tanh(back: Tensor, results: Tensor) -> Tensor:
-    return back.mul_(1 - results * results)
-
-
-def _pull_sigmoid(back: Tensor, results: Tensor) -> Tensor:
-    return back.mul_(results * (1 - results))
-
+_aten = torch.ops.aten
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation(torch.relu_, _pull_relu),
-    nn.Tanh: Activation(torch.tanh_, _pull_tanh),
-    nn.Sigmoid: Activation(torch.sigmoid_, _pull_sigmoid),
+    nn.ReLU: Activation(torch.relu_, lambda back, results: _aten.threshold_backward.default(back, results, 0)),
+    nn.Tanh: Activation(torch.tanh_, _aten.tanh_backward.default),
+    nn.Sigmoid: Activation(torch.sigmoid_, _aten.sigmoid_backward.default),
 }
 
 
@@ -101,7 +91,7 @@ class Chain:
             inputs.append(made if at == len(self._activations) else self._activations[at].apply(made))
         back = inputs.pop().softmax(dim=1)
         back.scatter_add_(1, y[:, None], torch.full((), -1.0).expand(len(y), 1))
-        back /= len(y)
+        rate /= len(y)
         for at in range(len(self._layers) - 1, -1, -1):
             weight, bias = self._layers[at]
             before = self._activations[at - 1].pull(back @ weight, inputs[at]) if at else back  # while it is as it was
