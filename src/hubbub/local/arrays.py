@@ -41,6 +41,11 @@ class ArrayModel:
         """Number of trained parameters d."""
         return self.layout.size
 
+    @property
+    def together(self) -> int:
+        """How many participants train at once."""
+        return 1
+
     def initial(self) -> Float32[np.ndarray, " params"]:
         """What `parameters()` returned."""
         return self._initial.copy()

@@ -33,12 +33,14 @@ class Activation(NamedTuple):
     pull: Callable[[Tensor, Tensor], Tensor]
 
 
-_aten = torch.ops.aten
+def _pull_relu(back: Tensor, results: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward.default(back, results, 0)
+
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation(torch.relu_, lambda back, results: _aten.threshold_backward.default(back, results, 0)),
-    nn.Tanh: Activation(torch.tanh_, _aten.tanh_backward.default),
-    nn.Sigmoid: Activation(torch.sigmoid_, _aten.sigmoid_backward.default),
+    nn.ReLU: Activation(torch.relu_, _pull_relu),
+    nn.Tanh: Activation(torch.tanh_, torch.ops.aten.tanh_backward.default),
+    nn.Sigmoid: Activation(torch.sigmoid_, torch.ops.aten.sigmoid_backward.default),
 }
 
 

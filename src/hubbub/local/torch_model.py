@@ -68,6 +68,11 @@ class TorchModel:
         """Number of trained parameters d."""
         return self.layout.size
 
+    @property
+    def together(self) -> int:
+        """How many participants train at once."""
+        return self._way.rows if isinstance(self._way, Stack) else 1
+
     def initial(self) -> Float32[np.ndarray, " params"]:
         """The parameters that `model()` made under the study's seed."""
         return self._initial.copy()

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32, UInt32
+from jaxtyping import Float, Float32, Int, Int32, Int64, UInt32
 
 from hubbub.accounting.discrete import effective_noise_multiplier
 from hubbub.cohort import ExampleSampler, ParticipantSampler
@@ -141,11 +141,14 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         """Add what one sender owes: discrete Gaussian noise of `sigma`, or nothing without noise."""
         if not self.sigma:
             return values
+        noise = self._draw(values.size, randomness)
+        return np.add(noise, values, out=noise)
+
+    def _draw(self, count: int, randomness: Randomness) -> Int64[np.ndarray, " {count}"]:
         if self.noise_source == "float-simulation":
             generator = np.random.default_rng(randomness.words(4))
-            return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
-        noise = discrete_gaussian(self.sigma, values.size, randomness)
-        return np.add(noise, values, out=noise)
+            return np.rint(generator.normal(0.0, self.sigma, count)).astype(np.int64)
+        return discrete_gaussian(self.sigma, count, randomness)
 
     def send(self, values: Int[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
@@ -159,10 +162,26 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         owes_noise = self.noise in {"local", "distributed"} and not self.noises_steps
         return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
 
-    def release(self, total: UInt32[np.ndarray, " length"], randomness: Randomness) -> Int[np.ndarray, " length"]:
-        """The integer sum that a round releases: noised here if the coordinator owes the noise."""
-        exact = from_ring(total)
-        return self.noised(exact, randomness) if self.noise == "server" else exact
+    def owed(self, randomness: Randomness) -> Int64[np.ndarray, " length"] | None:
+        """Noise that the coordinator owes one sum, which may not be there yet; None where it owes none."""
+        return self._draw(self.length, randomness) if self.noise == "server" and self.sigma else None
+
+    def release(
+        self,
+        total: UInt32[np.ndarray, " length"],
+        randomness: Randomness,
+        *,
+        owed: Int64[np.ndarray, " length"] | None = None,
+    ) -> Int64[np.ndarray, " length"]:
+        """The integer sum that a round releases: noised here if the coordinator owes the noise.
+
+        Args:
+            total: What participants sent, modulo 2^32.
+            randomness: Of the noise.
+            owed: What `owed` drew before, for this sum and no other; None: it is drawn now.
+        """
+        exact, noise = from_ring(total), self.owed(randomness) if owed is None else owed
+        return exact if noise is None else np.add(noise, exact, out=exact)
 
 
 def integer_sensitivity(max_norm: float, scale: float, dimension: int) -> float:
