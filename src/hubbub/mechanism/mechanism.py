@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32, UInt32
+from jaxtyping import Float, Float32, Int, Int32, Int64, UInt32
 
 from hubbub.accounting.discrete import effective_noise_multiplier
 from hubbub.cohort import ExampleSampler, ParticipantSampler
@@ -15,6 +15,9 @@ from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors
 from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
 from hubbub.randomness import Randomness
+
+_PIECE = 2**20
+"""Coordinates whose noise is in memory at once."""
 
 MOST_ROWS = 256
 """Most rows of a microbatch, the one shape in which a run computes gradients; a record touches one of them only."""
@@ -141,26 +144,36 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         """Add what one sender owes: discrete Gaussian noise of `sigma`, or nothing without noise."""
         if not self.sigma:
             return values
+        noise = self._noise(values.size, randomness)
+        return np.add(noise, values, out=noise)
+
+    def _noise(self, count: int, randomness: Randomness) -> Int64[np.ndarray, " {count}"]:
         if self.noise_source == "float-simulation":
             generator = np.random.default_rng(randomness.words(4))
-            return values + np.rint(generator.normal(0.0, self.sigma, values.size)).astype(np.int64)
-        noise = discrete_gaussian(self.sigma, values.size, randomness)
-        return np.add(noise, values, out=noise)
+            return np.rint(generator.normal(0.0, self.sigma, count)).astype(np.int64)
+        return discrete_gaussian(self.sigma, count, randomness)
 
     def send(self, values: Int[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
+
+        Args:
+            values: Given up: what is sent takes their memory where it fits.
+            randomness: Of the noise.
 
         Guarantees:
             With local noise what is returned is private. With distributed noise it holds one share, too little
             by itself: only a sum of at least the fewest survivors may be shown. With server noise it is exact
             and must reach nobody but the coordinator.
         """
-        clamped = clamp(values, self.largest)
-        owes_noise = self.noise in {"local", "distributed"} and not self.noises_steps
-        return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
+        sent = to_ring(clamp(values, self.largest))
+        if self.sigma and self.noise in {"local", "distributed"} and not self.noises_steps:
+            for start in range(0, sent.size, _PIECE):
+                piece = sent[start : start + _PIECE]
+                piece += to_ring(self._noise(piece.size, randomness))
+        return sent
 
     def release(self, total: UInt32[np.ndarray, " length"], randomness: Randomness) -> Int[np.ndarray, " length"]:
-        """The integer sum that a round releases: noised here if the coordinator owes the noise."""
+        """The integer sum that a round releases: noised here if the coordinator owes the noise, else as it is."""
         exact = from_ring(total)
         return self.noised(exact, randomness) if self.noise == "server" else exact
 
