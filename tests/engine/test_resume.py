@@ -175,7 +175,7 @@ def test_noise_that_began_as_real_goes_on_as_real(make_study, interrupted):
         hubbub.resume(folder, study=make_study(), randomness=SeededRandomness(1))
 
 
-SNAPSHOTS = ("snapshot-0.safetensors", "snapshot-1.safetensors")
+SNAPSHOTS = ("snapshot-0", "snapshot-1")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a snapshot", b"\x08" + bytes(200), None])

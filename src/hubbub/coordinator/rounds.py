@@ -35,7 +35,7 @@ class Progress:
 
     Args:
         parameters: The model.
-        velocity: What the server's momentum has gathered; None before round 1.
+        velocity: What the server's momentum has gathered; None before round 1, and where there is none.
         round_number: The next round.
         attempt: Attempts at that round that were asked for already.
         failures: Attempts of the run that gave no round.
@@ -86,8 +86,7 @@ class Coordinator:
         self._plan = plan
         self._plan_hash = plan.hash
         self._step = ServerStep(plan, settings.training)
-        if start.velocity is not None:
-            self._step.velocity = start.velocity
+        self._step.velocity = start.velocity
         self._randomness = randomness
         self._make_sum = make_sum
         self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)

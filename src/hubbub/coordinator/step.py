@@ -8,14 +8,14 @@ Source:
 import math
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int
 
 from hubbub.errors import RoundError
 from hubbub.planning import Plan
 from hubbub.study.config import Training
 
-_BLOCK = 1 << 20
-"""Coordinates that are moved at a time: in float64 all of them would be twice the model, several times."""
+_BLOCK = 1 << 14
+"""Coordinates that are moved at a time, in float64: so few that they stay in the processor's cache."""
 
 
 class ServerStep:
@@ -33,32 +33,42 @@ class ServerStep:
         is_gradient = training.algorithm == "dp-sgd"
         self._rate = -training.learning_rate if is_gradient else training.server_learning_rate
         self._momentum = training.momentum
-        self.velocity: Float[np.ndarray, " params"] = np.zeros(plan.mechanism.dimension)
-        """What momentum has gathered: with the parameters, all that a round hands on to the next."""
+        self.velocity: Float[np.ndarray, " params"] | None = None
+        """What momentum has gathered; None before round 1, and where there is none."""
 
     def move(
-        self, parameters: Float32[np.ndarray, " params"], released: Int64[np.ndarray, " length"]
+        self, parameters: Float32[np.ndarray, " params"], released: Int[np.ndarray, " length"]
     ) -> tuple[Float32[np.ndarray, " params"], float]:
         """Return the next parameters and the L2 norm of the step that led there.
+
+        Args:
+            parameters: The model; stays as it is.
+            released: The sum; given up, since the next parameters take its memory where they fit.
 
         Raises:
             RoundError: The step leaves the range of float32, or the weights are none that the plan has.
         """
         total, batch = (released[:-1], self._weight(int(released[-1]))) if self._heaviest else (released, self._batch)
-        velocity, moved, square = np.empty_like(self.velocity), np.empty_like(parameters), 0.0
+        moved = total.view(np.float32) if total.dtype == np.int32 else np.empty_like(parameters)
+        velocity = np.empty(parameters.size) if self._momentum else None
+        square, is_finite = 0.0, True
         for start in range(0, parameters.size, _BLOCK):
             at = slice(start, start + _BLOCK)
-            velocity[at] = self._momentum * self.velocity[at] + total[at] / (self._scale * batch)
-            step = self._rate * velocity[at]
+            step = total[at] / (self._scale * batch)
+            if velocity is not None:
+                step += 0.0 if self.velocity is None else self._momentum * self.velocity[at]
+                velocity[at] = step
+            step *= self._rate
             with np.errstate(over="ignore"):
-                moved[at] = (parameters[at].astype(np.float64) + step).astype(np.float32)
+                moved[at] = parameters[at] + step
                 square += float(np.square(step, out=step).sum())
-        self.velocity = velocity
-        if not np.isfinite(moved).all():
+            is_finite = is_finite and bool(np.isfinite(moved[at]).all())
+        if not is_finite:
             raise RoundError(
                 "model, must stay finite, found an overflow in the server's step; the attempt stays charged",
                 hint="lower training.learning_rate or training.server_learning_rate",
             )
+        self.velocity = velocity
         return moved, math.sqrt(square)
 
     def _weight(self, weight: int) -> float:

@@ -3,7 +3,7 @@
     run.json              which run, whose study, whose home; locked while the run is alive
     study.json            settings and lock, from which anybody makes the plan again
     plan.json             the plan
-    snapshot-0|1.safetensors  the model after the last closed round and the one before
+    snapshot-0|1          the model after the last closed round and the one before: a line of facts, then arrays
     events.jsonl          the run's events: a copy of what is in the log, written again on resume
     metrics.jsonl         metrics by round, from the events
     model.safetensors, claim.json, report.html, checkpoint    at the end
@@ -15,15 +15,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from hubbub.coordinator import Progress
 from hubbub.errors import InputError, RefusedError
@@ -33,7 +32,8 @@ from hubbub.release.bundle import StudyFacts, as_json
 from hubbub.study import Study
 
 FORMAT = 1
-SNAPSHOTS = ("snapshot-0.safetensors", "snapshot-1.safetensors")
+MODEL = "model.safetensors"
+SNAPSHOTS = ("snapshot-0", "snapshot-1")
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +50,20 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run: str
     study: str | None
     home: str
+
+
+class SnapshotFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """First line of a snapshot.
+
+    Args:
+        closed: The closing event of its round, as it stands in the log.
+        sha256: Of the arrays that follow.
+        arrays: How many follow: the parameters, and what momentum has gathered where there is momentum.
+    """
+
+    closed: str
+    sha256: str
+    arrays: int
 
 
 class RunFolder:
@@ -125,11 +139,18 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file, all of it or none."""
-        path = self.path / name
-        new = path.with_name(name + ".new")
+        new = self.path / f"{name}.new"
         new.write_bytes(content)
-        new.replace(path)
-        return path
+        return new.replace(self.path / name)
+
+    def write_model(self, arrays: Mapping[str, NDArray[np.generic]]) -> str:
+        """Write the model that a run ends with, all of it or none; its SHA-256."""
+        new = self.path / f"{MODEL}.new"
+        save_file(dict(arrays), new)
+        with new.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        new.replace(self.path / MODEL)
+        return digest
 
     def write_snapshot(self, progress: Progress, closed: RoundClosed) -> None:
         """Keep the model after a round, in turns in two files: one of them is whole at any time.
@@ -137,10 +158,12 @@ class RunFolder:
         Written before the round's closing event, so that resuming finds both or this. Not flushed to disk: after a
         power cut the run may have lost its snapshot, never what it charged.
         """
-        assert progress.velocity is not None  # noqa: S101, a round is closed
-        arrays = {"parameters": progress.parameters, "velocity": progress.velocity}
-        content = save(arrays, metadata={"closed": encode_event(closed).decode(), "sha256": _digest(arrays)})
-        _overwrite(self.path / SNAPSHOTS[closed.round_number % 2], content)
+        arrays = [progress.parameters] if progress.velocity is None else [progress.parameters, progress.velocity]
+        facts = SnapshotFacts(closed=encode_event(closed).decode(), sha256=_digest(arrays), arrays=len(arrays))
+        with _overwritten(self.path / SNAPSHOTS[closed.round_number % 2]) as file:
+            file.write(msgspec.json.encode(facts) + b"\n")
+            for array in arrays:
+                np.save(file, array, allow_pickle=False)
 
     def read_snapshot(self, plan: Plan, closed: int) -> tuple[Progress, RoundClosed] | None:
         """The model after the last closed round, and that round's closing event; None before the first.
@@ -164,32 +187,33 @@ class RunFolder:
         return max(whole, key=lambda one: one[0].round_number, default=None)
 
 
-def _digest(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+def _digest(arrays: Sequence[NDArray[np.generic]]) -> str:
     """SHA-256 of the arrays one after the other, without a copy of them."""
     digest = hashlib.sha256()
-    for array in arrays.values():
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _overwrite(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def _overwritten(path: Path) -> Generator[BinaryIO]:
     """Write in place: a file system flushes one that is cut or renamed, and this one is a matter of speed."""
     with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644), "wb") as file:
-        file.write(content)
+        yield file
         file.truncate()
 
 
 def _read_snapshot(path: Path, dimension: int) -> tuple[Progress, RoundClosed] | None:
     """A snapshot, or None if it is not whole: being written when the process was killed, or damaged."""
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays: dict[str, Any] = {name: file.get_tensor(name) for name in ("parameters", "velocity")}
-        closed = decode_event(metadata["closed"])
-    except (OSError, SafetensorError, KeyError, InputError):
+        with path.open("rb") as file:
+            facts = msgspec.json.decode(file.readline(), type=SnapshotFacts)
+            arrays: list[Any] = [np.load(file, allow_pickle=False) for _ in range(facts.arrays)]
+        closed = decode_event(facts.closed.encode())
+        parameters, *velocity = arrays
+    except (OSError, EOFError, ValueError, MemoryError, InputError):  # msgspec's errors are ValueErrors
         return None
-    parameters: Any = arrays["parameters"]
     is_right = parameters.shape == (dimension,) and parameters.dtype == np.float32
-    if not isinstance(closed, RoundClosed) or not is_right or _digest(arrays) != metadata.get("sha256"):
+    if not isinstance(closed, RoundClosed) or not is_right or _digest(arrays) != facts.sha256:
         return None
-    return Progress(parameters, arrays["velocity"], closed.round_number + 1), closed
+    return Progress(parameters, velocity[0] if velocity else None, closed.round_number + 1), closed

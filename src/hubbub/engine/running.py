@@ -7,7 +7,6 @@ on from its last closed round: what was charged stays charged, and whatever is a
 fresh samples and fresh noise.
 """
 
-import hashlib
 import importlib.metadata
 import math
 import platform
@@ -19,7 +18,6 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 from jaxtyping import Float32
-from safetensors.numpy import save
 
 from hubbub.accounting.accounts import RunAccount
 from hubbub.accounting.ledger import Ledger
@@ -192,7 +190,9 @@ class Running:
                 record.append(*new)
                 self.log.flush()
                 self._measure(record, progress)
-                self._finish(record, self._train(record, progress))
+                coordinator = self._coordinator(record, progress)
+                del progress  # or the first model would stay beside the newest
+                self._finish(record, self._train(record, coordinator))
         except KeyboardInterrupt:
             raise self._stopped(record) from None
         except WorkerError as error:
@@ -303,8 +303,8 @@ class Running:
 
     # --- rounds ---
 
-    def _train(self, record: Record, start: Progress) -> Float32[np.ndarray, " params"]:
-        coordinator = Coordinator(
+    def _coordinator(self, record: Record, start: Progress) -> Coordinator:
+        return Coordinator(
             self.name,
             settings=self.prepared.study.settings,
             plan=self.plan,
@@ -312,6 +312,8 @@ class Running:
             randomness=self.randomness,
             make_sum=self.sites.begin(self, start, record),
         )
+
+    def _train(self, record: Record, coordinator: Coordinator) -> Float32[np.ndarray, " params"]:
         while not coordinator.is_finished:
             self.permission.check_going_on(self.name, coordinator.round_number - 1)
             closed = self.sites.attempt(coordinator)
@@ -339,9 +341,7 @@ class Running:
     # --- the end ---
 
     def _finish(self, record: Record, parameters: Float32[np.ndarray, " params"]) -> None:
-        model = save(self.prepared.learner.export(parameters))
-        self.folder.write("model.safetensors", model)
-        model_hash = hashlib.sha256(model).hexdigest()
+        model_hash = self.folder.write_model(self.prepared.learner.export(parameters))
         record.append(RunFinished(run=self.name, rounds=self.plan.rounds, model_hash=model_hash))
         record.copy(self.ledger.settle(self.name))
 

@@ -29,12 +29,13 @@ class ArrayModel:
 
     def __init__(self, code: Code) -> None:
         self._code = code
-        returned = _named("parameters()", call(code.parameters or dict))
-        named = {name: np.asarray(array) for name, array in returned.items()}
-        self.layout = Layout.of(named)
-        self._initial = self.layout.flatten(named, "parameters()")
-        if not np.isfinite(self._initial).all():
+        self.layout = Layout.of(self._parameters())
+        if not np.isfinite(self.initial()).all():
             raise CodeError("parameters(), must be finite, found a NaN or an infinity", hint="np.zeros(...)")
+
+    def _parameters(self) -> dict[str, NDArray[np.generic]]:
+        returned = _named("parameters()", call(self._code.parameters or dict))
+        return {name: np.asarray(array) for name, array in returned.items()}
 
     @property
     def dimension(self) -> int:
@@ -47,8 +48,8 @@ class ArrayModel:
         return 1
 
     def initial(self) -> Float32[np.ndarray, " params"]:
-        """What `parameters()` returned."""
-        return self._initial.copy()
+        """What `parameters()` returns: asked anew, none are kept for it."""
+        return self.layout.flatten(self._parameters(), "parameters()")
 
     def clipped_sums(
         self,
@@ -72,10 +73,10 @@ class ArrayModel:
         """
         if microbatch is not None:
             raise _refusal()
-        rng = np.random.default_rng(0)
-        returned = call(self._code.train or dict, self.layout.unflatten(self._initial), _records(example), rng)
+        rng, start = np.random.default_rng(0), self.initial()
+        returned = call(self._code.train or dict, self.layout.unflatten(start), _records(example), rng)
         self.layout.flatten(_named("train()", returned), "train()")
-        self.evaluate(self._initial, example)
+        self.evaluate(start, example)
 
     def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
         """There is one way: the user's."""
@@ -100,8 +101,9 @@ class ArrayModel:
         if not slots.is_real.any():
             return np.zeros(self.dimension, dtype=np.float32)
         trained = call(self._code.train or dict, self.layout.unflatten(parameters), _records(slots), rng)
+        update = self.layout.flatten(_named("train()", trained), "train()")
         with np.errstate(over="ignore", invalid="ignore"):
-            return self.layout.flatten(_named("train()", trained), "train()") - parameters
+            return np.subtract(update, parameters, out=update)
 
     def pieces(self, slots: Slots) -> list[Slots]:
         """One: what the user's metrics are of is the user's to say."""
@@ -119,8 +121,8 @@ class ArrayModel:
         return means([self.measure(parameters, slots)])
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
-        """The arrays by name."""
-        return self.layout.unflatten(parameters)
+        """The arrays by name, in the same memory."""
+        return self.layout.views(parameters)
 
 
 def _records(slots: Slots) -> Examples:

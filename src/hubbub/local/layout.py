@@ -48,9 +48,10 @@ class Layout:
 
     def unflatten(self, vector: Float[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """Cut a flat vector into named arrays (copies)."""
-        ends = np.cumsum(self._sizes)
-        pieces = np.split(vector, ends[:-1])
-        return {
-            name: piece.reshape(shape).copy()
-            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
-        }
+        return {name: view.copy() for name, view in self.views(vector).items()}
+
+    def views(self, vector: Float[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
+        """Cut a flat vector into named arrays in the same memory."""
+        pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
+        named = zip(self.names, pieces, self.shapes, strict=True)
+        return {name: piece.reshape(shape) for name, piece, shape in named}

@@ -117,5 +117,5 @@ class Learner(Protocol):
         ...
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
-        """All arrays that make up the model, by name: what model.safetensors holds."""
+        """All arrays that make up the model, by name, what model.safetensors holds: good until the learner is used."""
         ...

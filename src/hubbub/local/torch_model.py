@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,24 +45,44 @@ class TorchModel:
 
     def __init__(self, code: Code, seed: int) -> None:
         self.loss: PerExampleLoss = code.loss or cross_entropy
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            module = call(code.model or nn.Identity)
-        self.module = _accept(module)
-        trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        self.layout = Layout.of({name: value.detach().numpy() for name, value in trained.items()})
-        self._initial = self.layout.flatten({n: v.detach().numpy() for n, v in trained.items()}, "model()")
+        self._made = partial(_make, code, seed)
+        self.module = self._made()
+        trained = _trained(self.module)
+        self.layout = Layout.of(_arrays(trained))
         self.parameters = list(trained.values())
         self._untrained = {name: value.detach().clone() for name, value in self._state() if name not in trained}
-        self.flat = torch.from_numpy(self._initial.copy())
-        self._views = self.views(self.flat)
-        for value, view in zip(self.parameters, self._views, strict=True):
-            value.data = view
+        self.flat = torch.from_numpy(self.layout.flatten(_arrays(trained), "model()"))
+        self._apart = self._lay()
+        self._values = [value.data for value in self.parameters]
         self._is_default_loss = code.loss is None
         self._way: Way | None = None
-        self._moved = np.empty_like(self._initial)
         self._clipper: Clipper | None = None
         self._rows = EVALUATION_ROWS
+
+    def _lay(self) -> list[tuple[Tensor, Tensor]]:
+        """Make the parameters views into the flat vector, but for weights of convolutions: these lie apart.
+
+        Channels last, as here, a convolution takes up to half the time; a grouped one takes longer to train, so a
+        model that has one keeps to the flat vector.
+
+        Returns:
+            Pairs of a parameter's own memory and its place in the flat vector.
+        """
+        layers = [layer for layer in self.module.modules() if type(layer) is nn.Conv2d]
+        convolved = {id(layer.weight) for layer in layers if all(other.groups == 1 for other in layers)}
+        apart: list[tuple[Tensor, Tensor]] = []
+        for value, view in zip(self.parameters, self.views(self.flat), strict=True):
+            value.data = view
+            if id(value) in convolved:
+                value.data = torch.empty(view.shape, memory_format=torch.channels_last).copy_(view)
+                apart.append((value.data, view))
+        return apart
+
+    def _load(self, parameters: Float32[np.ndarray, " params"]) -> None:
+        """Make these the module's parameters."""
+        self.flat.numpy()[:] = parameters
+        for value, view in self._apart:
+            value.copy_(view)
 
     @property
     def dimension(self) -> int:
@@ -74,8 +95,8 @@ class TorchModel:
         return self._way.rows if isinstance(self._way, Stack) else 1
 
     def initial(self) -> Float32[np.ndarray, " params"]:
-        """The parameters that `model()` made under the study's seed."""
-        return self._initial.copy()
+        """The parameters that `model()` makes under the study's seed: made anew, none are kept for it."""
+        return self.layout.flatten(_arrays(_trained(self._made())), "model()")
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The trained parameters as views into a flat vector."""
@@ -118,7 +139,7 @@ class TorchModel:
             pairs = zip(everyone, seeds, strict=True)
             return [self._update(start, slots, training, seed).copy() for slots, seed in pairs]
 
-        start = self._initial + np.random.default_rng(0).normal(scale=0.1, size=self.dimension).astype(np.float32)
+        start = self.initial() + np.random.default_rng(0).normal(scale=0.1, size=self.dimension).astype(np.float32)
         return way if way is not None and is_right(way, start, example, one_by_one) else None
 
     def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
@@ -126,11 +147,11 @@ class TorchModel:
         together, one_by_one = min(participants, MOST), self._way
         if isinstance(one_by_one, Stack) or together == 1:
             return
-        few = [made_up_slots(example, rows)] * min(together, 4)
+        few, start = [made_up_slots(example, rows)] * min(together, 4), self.initial()
 
         def seconds() -> float:
             started = time.perf_counter()
-            for _ in self.updates(self._initial, few, training, [bytes(32)] * len(few)):
+            for _ in self.updates(start, few, training, [bytes(32)] * len(few)):
                 pass
             return time.perf_counter() - started
 
@@ -164,7 +185,7 @@ class TorchModel:
         mechanism: Mechanism,
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
-        self.flat.numpy()[:] = parameters
+        self._load(parameters)
         self.module.train()
         assert self._clipper is not None  # noqa: S101, self_test has chosen one
         return clipped_sums(self._clipper, slots, drawn, mechanism)
@@ -217,7 +238,7 @@ class TorchModel:
         real = np.flatnonzero(slots.is_real)
         if not real.size:
             return np.zeros(self.dimension, dtype=np.float32)
-        self.flat.numpy()[:] = parameters
+        self._load(parameters)
         self.module.train()
         # For layers that draw, such as dropout. torch.manual_seed formats a traceback, for GPUs that are not there:
         # more work than a small participant's whole training.
@@ -227,9 +248,12 @@ class TorchModel:
             x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
             with running("model() or loss() in training"):
                 for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):
-                    _add(self._views, self._gradients(*batch), alpha=-training.learning_rate)
+                    _add(self._values, self._gradients(*batch), alpha=-training.learning_rate)
+        for value, view in self._apart:
+            view.copy_(value)
+        update = self.flat.numpy()
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.subtract(self.flat.numpy(), parameters, out=self._moved)
+            return np.subtract(update, parameters, out=update)
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         loss = self.loss(self.module(x), y).mean()
@@ -246,7 +270,7 @@ class TorchModel:
 
         One output per record is the score of class 1 against class 0; more are one score per class.
         """
-        self.flat.numpy()[:] = parameters
+        self._load(parameters)
         self.module.eval()
         loss, correct, is_classified = 0.0, 0, piece.y.dtype.kind in "iu"
         if len(piece):
@@ -263,9 +287,24 @@ class TorchModel:
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """The module's whole state dict; frozen parameters and buffers are as `model()` made them."""
-        self.flat.numpy()[:] = parameters
-        state = self.module.state_dict() | {n: v for n, v in self._untrained.items() if n in self.module.state_dict()}
-        return {name: value.detach().numpy().copy() for name, value in state.items()}
+        self._load(parameters)
+        state = self.module.state_dict()
+        state |= {name: value for name, value in self._untrained.items() if name in state}
+        return {name: np.asarray(array, order="C") for name, array in _arrays(state).items()}
+
+
+def _make(code: Code, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _accept(call(code.model or nn.Identity))
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.generic]]:
+    return {name: value.detach().numpy() for name, value in tensors.items()}
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32, Int64, UInt32
+from jaxtyping import Float, Float32, Int, Int32, UInt32
 
 from hubbub.errors import RoundError
 from hubbub.mechanism.clip import slack
@@ -125,11 +125,11 @@ def to_ring(values: Int[np.ndarray, " params"]) -> UInt32[np.ndarray, " params"]
     return values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32)
 
 
-def from_ring(values: UInt32[np.ndarray, " params"]) -> Int64[np.ndarray, " params"]:
-    """The representative of each residue in [-2^31, 2^31).
+def from_ring(values: UInt32[np.ndarray, " params"]) -> Int32[np.ndarray, " params"]:
+    """The representative of each residue in [-2^31, 2^31), in the same memory.
 
     Guarantees:
         `from_ring(to_ring(v)) == v` for every v in that range, and so for every sum that the plan's ring
         check admits.
     """
-    return values.view(np.int32).astype(np.int64)
+    return values.view(np.int32)

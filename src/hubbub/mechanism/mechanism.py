@@ -16,6 +16,9 @@ from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
 from hubbub.randomness import Randomness
 
+_PIECE = 2**20
+"""Coordinates whose noise is in memory at once."""
+
 MOST_ROWS = 256
 """Most rows of a microbatch, the one shape in which a run computes gradients; a record touches one of them only."""
 
@@ -141,10 +144,10 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         """Add what one sender owes: discrete Gaussian noise of `sigma`, or nothing without noise."""
         if not self.sigma:
             return values
-        noise = self._draw(values.size, randomness)
+        noise = self._noise(values.size, randomness)
         return np.add(noise, values, out=noise)
 
-    def _draw(self, count: int, randomness: Randomness) -> Int64[np.ndarray, " {count}"]:
+    def _noise(self, count: int, randomness: Randomness) -> Int64[np.ndarray, " {count}"]:
         if self.noise_source == "float-simulation":
             generator = np.random.default_rng(randomness.words(4))
             return np.rint(generator.normal(0.0, self.sigma, count)).astype(np.int64)
@@ -153,18 +156,25 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     def send(self, values: Int[np.ndarray, " length"], randomness: Randomness) -> UInt32[np.ndarray, " length"]:
         """What one participant sends for its integer vector: clamped, noised where it owes noise, in the ring.
 
+        Args:
+            values: Given up: what is sent takes their memory where it fits.
+            randomness: Of the noise.
+
         Guarantees:
             With local noise what is returned is private. With distributed noise it holds one share, too little
             by itself: only a sum of at least the fewest survivors may be shown. With server noise it is exact
             and must reach nobody but the coordinator.
         """
-        clamped = clamp(values, self.largest)
-        owes_noise = self.noise in {"local", "distributed"} and not self.noises_steps
-        return to_ring(self.noised(clamped, randomness) if owes_noise else clamped)
+        sent = to_ring(clamp(values, self.largest))
+        if self.sigma and self.noise in {"local", "distributed"} and not self.noises_steps:
+            for start in range(0, sent.size, _PIECE):
+                piece = sent[start : start + _PIECE]
+                piece += to_ring(self._noise(piece.size, randomness))
+        return sent
 
     def owed(self, randomness: Randomness) -> Int64[np.ndarray, " length"] | None:
         """Noise that the coordinator owes one sum, which may not be there yet; None where it owes none."""
-        return self._draw(self.length, randomness) if self.noise == "server" and self.sigma else None
+        return self._noise(self.length, randomness) if self.noise == "server" and self.sigma else None
 
     def release(
         self,
@@ -172,16 +182,16 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
         randomness: Randomness,
         *,
         owed: Int64[np.ndarray, " length"] | None = None,
-    ) -> Int64[np.ndarray, " length"]:
-        """The integer sum that a round releases: noised here if the coordinator owes the noise.
+    ) -> Int[np.ndarray, " length"]:
+        """The integer sum that a round releases: noised here if the coordinator owes the noise, else as it is.
 
         Args:
             total: What participants sent, modulo 2^32.
             randomness: Of the noise.
-            owed: What `owed` drew before, for this sum and no other; None: it is drawn now.
+            owed: What `owed` drew before, for this sum and no other; given up. None: it is drawn now.
         """
         exact, noise = from_ring(total), self.owed(randomness) if owed is None else owed
-        return exact if noise is None else np.add(noise, exact, out=exact)
+        return exact if noise is None else np.add(noise, exact, out=noise)
 
 
 def integer_sensitivity(max_norm: float, scale: float, dimension: int) -> float:
