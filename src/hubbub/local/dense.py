@@ -80,7 +80,10 @@ class Chain:
             trained[:] = parameters
             for epoch in range(training.local_epochs):
                 order = shuffled(slots.real, seed, epoch)
-                x, y = torch.from_numpy(slots.x[order]).flatten(1), torch.from_numpy(slots.y[order]).long()
+                x, y = (
+                    torch.from_numpy(slots.x.take(order, 0)).flatten(1),
+                    torch.from_numpy(slots.y.take(order, 0)).long(),
+                )
                 for batch in zip(x.split(size), y.split(size), strict=True):
                     self._step(*batch, rate=training.learning_rate)
             with np.errstate(over="ignore", invalid="ignore"):

@@ -139,7 +139,8 @@ def _lay(
         for epoch in range(training.local_epochs):
             order, start = shuffled(slots.real, seed, epoch), epoch * count * size
             end, rest = start + order.size, order.size % size
-            x[at, start:end], y[at, start:end] = slots.x[order], slots.y[order]
+            slots.x.take(order, 0, out=x[at, start:end], mode="clip")  # half as long as by index
+            slots.y.take(order, 0, out=y[at, start:end], mode="clip")
             share[at, start : end - rest] = 1 / size
             share[at, end - rest : end] = 1 / max(rest, 1)
     return _by_step(x, size), _by_step(y, size), _by_step(share, size)

@@ -58,7 +58,7 @@ def _norm(update: Float32[np.ndarray, " params"]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, update.size, _BLOCK):
             block = update[start : start + _BLOCK]
-            square += float(np.dot(block, block))
+            square += float(block.dot(block))
     if not math.isfinite(square):  # too large for squares in float32, or no number
         square = float(np.square(update, dtype=np.float64).sum())
     return math.sqrt(square)
@@ -75,8 +75,9 @@ def _truncate(update: Float32[np.ndarray, " params"], factor: float, out: Int32[
     for start in range(0, update.size, _BLOCK):
         block, written = update[start : start + _BLOCK], out[start : start + _BLOCK]
         written[:] = np.multiply(block, factor, out=narrow[: block.size])  # as C does, toward zero
-        wide[: block.size] = written
-        square += float(np.dot(wide[: block.size], wide[: block.size]))
+        exact = wide[: block.size]
+        exact[:] = written
+        square += float(exact.dot(exact))
     return square
 
 
