@@ -46,6 +46,7 @@ class EventLog:
         self.store = Store(path)
         self._folds: dict[type, tuple[Any, int]] = {}
         self._noted: list[AnyEvent] = []
+        self._newest: tuple[int, list[AnyEvent]] = (0, [])
 
     def close(self) -> None:
         """Write what was noted, and close the file."""
@@ -63,17 +64,21 @@ class EventLog:
             The events, durable.
         """
         events: list[AnyEvent] = []
+        read: list[AnyEvent] = []
 
         def bodies(_size: int) -> list[bytes]:
             events.extend(decide())
-            return [encode_event(event) for event in (*noted, *events)]
+            written = [encode_event(event) for event in (*noted, *events)]
+            read.extend(map(decode_event, written))
+            return written
 
         noted, self._noted = self._noted, []  # at Ctrl-C they may be written already, and twice would be wrong
         try:
-            self.store.append(bodies)
+            span = self.store.append(bodies)
         except HubbubError:
             self._noted = noted
             raise
+        self._newest = (span.start, read)
         return events
 
     def note(self, *events: AnyEvent) -> None:
@@ -91,11 +96,21 @@ class EventLog:
     def fold(self, kind: type[State]) -> State:
         """The state that follows from all events that are written: `kind()`, then each applied once."""
         state, after = self._folds.pop(kind, None) or (kind(), 0)
-        for body in self.store.entries(after):
-            state.apply(decode_event(body))
+        for event in self._since(after):
+            state.apply(event)
             after += 1
         self._folds[kind] = (state, after)
         return state
+
+    def _since(self, after: int) -> list[AnyEvent]:
+        """Events written, from an index on; the newest are read once for all states, those of our own not at all."""
+        start, known = self._newest
+        known = known[after - start :] if start <= after <= start + len(known) else []
+        new = self.events(after + len(known))
+        if new:
+            known = [*known, *new]
+            self._newest = (after, known)
+        return known
 
     def events(self, start: int = 0) -> list[AnyEvent]:
         """Every event written, in order, from an index on."""

@@ -71,6 +71,15 @@ def test_a_sandbox_refuses_the_third_run_of_any_plan_with_fewer_retries_than_rou
     assert composed(grant, [(plan, rounds), (plan, rounds), (plan, rounds + retries)]) > grant.epsilon
 
 
+@given(z=st.floats(0.5, 20), q=st.floats(0.001, 1.0), rounds=st.integers(3, 500))
+@settings(max_examples=25, deadline=None)
+def test_a_sandbox_finds_the_order_at_which_two_runs_cost_least(z, q, rounds):
+    dp_event = {"@": "GaussianDpEvent", "noise_multiplier": z} if q == 1 else event(z, q)
+    grant = sandbox_grant("heart", reservation(attempts=rounds, dp_event=dp_event), DELTA)
+    least, _ = rdp_epsilon([repeated(dp_event, 2 * rounds)], DELTA)
+    assert least <= grant.epsilon <= 1.05 * least + 1e-4
+
+
 def test_a_dataset_without_a_bound_admits_runs_with_and_without_noise(ledger):
     ledger.grant([filter_grant("heart", "example", 1.0, DELTA, kind="unbounded")])
     ledger.reserve(reservation("r1", attempts=100_000))

@@ -50,6 +50,25 @@ def test_the_tree_is_the_same_however_entries_came(store, body, pieces):
     log.check()
 
 
+def test_two_who_append_in_turns_make_the_tree_of_one(tmp_path, store, body):
+    """Each remembers the tree as it left it, and the other has added to it since."""
+    one, two = Store(tmp_path / "log.db"), Store(tmp_path / "log.db")
+    for log in (one, one, two, one, two, two, two, one, one, two, one):
+        log.append(lambda size: [body(size), body(size + 1)])
+    assert one.root() == two.root() == store(22).root()
+    one.check()
+    one.close()
+    two.close()
+
+
+def test_the_file_beside_a_log_stops_growing(tmp_path, body):
+    log = Store(tmp_path / "log.db")
+    for number in range(200):
+        log.append(lambda _, number=number: [body(number)])
+    assert (tmp_path / "log.db-wal").stat().st_size < 300 * 4120
+    log.close()
+
+
 def test_proofs_of_the_store_hold(store, body):
     log = store(20)
     for size in range(1, 21):
@@ -95,7 +114,7 @@ def test_what_decides_sees_the_newest_state_and_may_refuse(store, body):
         (b"{", "Expecting property name"),
         (b'"\xff"', "can't decode byte"),
         ('"é"'.encode("utf-16"), "can't decode byte"),
-        ("\ufeff{}".encode(), "BOM"),
+        ("\ufeff{}".encode(), "Expecting value"),
         (b"NaN", "NaN, which is Python's and not JSON's"),
         (b"[" * 60_000, "recursion"),
         (b"1" * 5000, "limit"),
@@ -226,6 +245,16 @@ def test_reading_a_changed_entry_is_refused_without_a_check(store):
     assert len(log.entries(4)) == 16
     with pytest.raises(VerificationError, match="entry 3"):
         log.entries(0, 4)
+
+
+@pytest.mark.parametrize("gone", ["entry WHERE idx = 3", "node WHERE level = 0 AND idx = 3"])
+@pytest.mark.parametrize(("start", "end"), [(0, 4), (3, 4), (3, None), (2, 5), (3, 99)])
+def test_an_entry_that_is_gone_is_missed_wherever_reading_ends(store, gone, start, end):
+    log = store(6)
+    change(log, f"DELETE FROM {gone}")
+    with pytest.raises(VerificationError, match="entry 3 missing or changed"):
+        log.entries(start, end)
+    assert log.entries(4) == log.entries(4, 6) == log.entries(4, 9)
 
 
 APPENDER = """

@@ -12,6 +12,7 @@ Source:
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -151,13 +152,31 @@ def schedule_grant(
     return granted
 
 
+def _cheapest(dp_event: EventDocument, delta: float) -> tuple[float, float]:
+    """Epsilon of an event at the order where it is least, and that order: found downhill, in ever smaller steps.
+
+    A tenth of the work of trying all orders. Where there are several valleys, it may end in another than the deepest:
+    the epsilon that it finds there holds as well.
+    """
+
+    @cache
+    def cost(at: int) -> float:
+        return rdp_epsilon([dp_event], delta, ORDERS[at])[0] if 0 <= at < len(ORDERS) else math.inf
+
+    at = ORDERS.index(11.0)
+    for step in (40, 10, 3, 1):  # the first two lead from whole orders to whole ones, where every series converges
+        while (better := min(at, at - step, at + step, key=cost)) != at:
+            at = better
+    return cost(at), ORDERS[at]
+
+
 def sandbox_grant(dataset: str, reserved: BudgetReserved, delta: float) -> BudgetGranted:
     """Allow a dataset, at first use, twice the first run: for one person trying hubbub on a laptop.
 
-    The filter's order is the one at which twice the schedule costs least, its epsilon that cost: so a
+    The filter's order is one at which twice the schedule costs least, its epsilon that cost: so a
     second run always fits, and a third one is refused until somebody decides.
     """
     h = 2 * reserved.inflation
-    cost, order = rdp_epsilon([repeated(reserved.dp_event, 2 * reserved.attempts)], delta * math.exp(-h))
+    cost, order = _cheapest(repeated(reserved.dp_event, 2 * reserved.attempts), delta * math.exp(-h))
     rounded_up = math.ceil((cost + 2 * h) * 10_000) / 10_000
     return filter_grant(dataset, reserved.unit, rounded_up, delta, order=order, granted_by="sandbox")

@@ -10,9 +10,12 @@ import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hubbub.errors import InputError
+
+_PAGES: Final = 200
+"""Of the write-ahead log, from which on it is written again from its start: a file that grows is slower to flush."""
 
 
 def create_file(path: Path, content: bytes = b"") -> None:
@@ -53,6 +56,7 @@ class Database:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
         with self.transaction():
             for table in tables:
                 self.run(table)

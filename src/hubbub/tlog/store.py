@@ -23,6 +23,11 @@ _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS entry (idx INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS node (level INT, idx INT, hash BLOB NOT NULL, PRIMARY KEY (level, idx)) WITHOUT ROWID",
 )
+_ENTRIES: Final = (
+    "SELECT entry.idx, CAST(body AS BLOB), CAST(hash AS BLOB) FROM entry "
+    "LEFT JOIN node ON level = 0 AND node.idx = entry.idx WHERE entry.idx >= ? AND entry.idx < ? ORDER BY entry.idx"
+)
+_MOST: Final = 2**62
 _PIECE: Final = 4096
 
 
@@ -38,6 +43,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _TABLES)
+        self._edge: tuple[int, list[bytes]] = (0, [])
 
     def close(self) -> None:
         """Close the file."""
@@ -59,11 +65,17 @@ class Store:
         with self._database.transaction():
             size = self.size
             bodies = [checked_entry(body, index) for index, body in enumerate(decide(size), start=size)]
-            edge = [self._node(level, index) for level, index in merkle.complete_subtrees(0, size)]
+            edge = self._edge_of(size)
             nodes = merkle.grow(edge, size, map(merkle.leaf_hash, bodies))
             self._database.run_many("INSERT INTO entry VALUES (?, ?)", enumerate(bodies, start=size))
             self._database.run_many("INSERT INTO node VALUES (?, ?, ?)", sorted(nodes))
+        self._edge = (size + len(bodies), edge)
         return range(size, size + len(bodies))
+
+    def _edge_of(self, size: int) -> list[bytes]:
+        """Hashes of the complete subtrees of the first `size` entries: known from the last append, or read."""
+        known, edge = self._edge
+        return edge.copy() if known == size else [self._node(*at) for at in merkle.complete_subtrees(0, size)]
 
     @property
     def size(self) -> int:
@@ -82,16 +94,12 @@ class Store:
         Raises:
             VerificationError: One of them is gone, or is not what its hash says.
         """
-        end = self.size if end is None else min(end, self.size)
-        found = self._database.run(
-            "SELECT idx, CAST(body AS BLOB), CAST(hash AS BLOB) FROM entry JOIN node USING (idx) "
-            "WHERE idx >= ? AND idx < ? AND level = 0 ORDER BY idx",
-            (start, end),
-        )
+        end = _MOST if end is None else min(end, self.size)
+        found = self._database.run(_ENTRIES, (start, end))
         for expected, (index, body, hash_) in enumerate(found, start=start):
             if index != expected or merkle.leaf_hash(body) != hash_:
                 raise self._damaged(f"entry {expected}")
-        if len(found) < end - start:
+        if end < _MOST and len(found) < end - start:
             raise self._damaged(f"entry {start + len(found)}")
         return [body for _, body, _ in found]
 
@@ -169,7 +177,7 @@ def checked_entry(body: bytes, index: int) -> bytes:
         found = f"{len(body)} bytes"
     else:
         try:
-            json.loads(body.decode(), parse_constant=_refuse_constant)
+            _JSON.decode(body.decode())
         except (ValueError, RecursionError) as error:
             found = str(error)
         else:
@@ -182,6 +190,9 @@ def checked_entry(body: bytes, index: int) -> bytes:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name}, which is Python's and not JSON's")
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def sign_checkpoint(store: Store, key: Signer, size: int | None = None) -> Note:
