@@ -263,23 +263,22 @@ class Pool:
         if count == 1:
             return self._alone.evaluate(parameters)
         exams = [Exam(range(first, count, workers)) for first in range(min(workers, count))]
-        replies = self._ask(exams, parameters)
+        replies = self._ask(exams, pack_parameters(parameters))
         found = dict(pair for exam, measured in replies for pair in zip(exam, measured, strict=True))
         return means([found[at] for at in range(count)])
 
     def _jobs(self, names: Sequence[str], work: Work, *, is_sum: bool) -> list[Job]:
         """One for each worker that finds something to do."""
         groups = self._alone.groups(names, len(self._pipes))
-        if len(work.model) == self._model.nbytes:  # another length is the worker's to refuse
-            work = work._replace(model=b"")
+        is_shared = len(work.model) == self._model.nbytes  # another length is the worker's to refuse
+        work = work._replace(model=b"" if is_shared else bytes(work.model))
         return [Job(groups, work, is_sum)] * min(len(groups), len(self._pipes))
 
-    def _ask(self, jobs: Sequence[Job | Exam], model: bytes | Float32[np.ndarray, " params"]) -> Iterator[Any]:
+    def _ask(self, jobs: Sequence[Job | Exam], model: bytes | memoryview) -> Iterator[Any]:
         """Ask some workers, now; what they reply, as it comes."""
         assert not self._waiting  # noqa: S101, who was asked before has replied: model and turns are nobody's now
-        data = np.frombuffer(model, np.uint8)
-        if data.size == self._model.nbytes:
-            self._model[:] = data.view("<f4")
+        if len(model) == self._model.nbytes:
+            self._model[:] = np.frombuffer(model, "<f4")
         self._turns.restart()
         for pipe, process, job in zip(self._pipes, self._processes, jobs, strict=False):
             self._waiting[pipe] = process
@@ -343,7 +342,7 @@ def _answer(alone: Alone, pipe: Pipe, job: Job | Exam, room: Room) -> None:
         if isinstance(job, Exam):
             pipe.send((job.at, alone.measure(room.model, job.at)))
         else:
-            work = job.work if job.work.model else job.work._replace(model=pack_parameters(room.model))
+            work = job.work if job.work.model else job.work._replace(model=bytes(pack_parameters(room.model)))
             room.total[:] = 0
             for at in room.turns.take(len(job.groups)):
                 if job.is_sum:
