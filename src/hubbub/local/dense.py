@@ -44,6 +44,20 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 
+class Layer(NamedTuple):
+    """Views of one dense layer's weights where they lie.
+
+    Args:
+        weight: [out, in].
+        turned: The same, [in, out].
+        bias: [out], if it has one.
+    """
+
+    weight: Tensor
+    turned: Tensor
+    bias: Tensor | None
+
+
 class Chain:
     """Trains participants one after the other.
 
@@ -56,10 +70,12 @@ class Chain:
         sizes = [value.numel() for layer in layers for value in layer.parameters()]
         self._flat = torch.empty(sum(sizes))
         parts = iter(self._flat.split(sizes))
-        self._layers = [
-            (next(parts).view(layer.weight.shape), None if layer.bias is None else next(parts))  # pyright: ignore[reportUnnecessaryComparison]  # with bias=False it is None
-            for layer in layers
-        ]
+        self._layers = list[Layer]()
+        for layer in layers:
+            weight = next(parts).view(layer.weight.shape)
+            bias = None if layer.bias is None else next(parts)  # pyright: ignore[reportUnnecessaryComparison]  # with bias=False it is None
+            self._layers.append(Layer(weight, weight.t(), bias))
+        self._minus_one = torch.full((1, 1), -1.0)
         self._activations = activations
         self._classes = layers[-1].out_features
 
@@ -80,10 +96,8 @@ class Chain:
             trained[:] = parameters
             for epoch in range(training.local_epochs):
                 order = shuffled(slots.real, seed, epoch)
-                x, y = (
-                    torch.from_numpy(slots.x.take(order, 0)).flatten(1),
-                    torch.from_numpy(slots.y.take(order, 0)).long(),
-                )
+                x = torch.from_numpy(slots.x.take(order, 0)).flatten(1)
+                y = torch.from_numpy(slots.y.take(order, 0)).long()[:, None]
                 for batch in zip(x.split(size), y.split(size), strict=True):
                     self._step(*batch, rate=training.learning_rate)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -91,14 +105,14 @@ class Chain:
 
     def _step(self, x: Tensor, y: Tensor, *, rate: float) -> None:
         inputs = [x]
-        for at, (weight, bias) in enumerate(self._layers):
-            made = torch.mm(inputs[-1], weight.t()) if bias is None else torch.addmm(bias, inputs[-1], weight.t())
+        for at, (_, turned, bias) in enumerate(self._layers):
+            made = torch.mm(inputs[-1], turned) if bias is None else torch.addmm(bias, inputs[-1], turned)
             inputs.append(made if at == len(self._activations) else self._activations[at].apply(made))
         back = inputs.pop().softmax(dim=1)
-        back.scatter_add_(1, y[:, None], torch.full((), -1.0).expand(len(y), 1))
+        back.scatter_add_(1, y, self._minus_one.expand(len(y), 1))
         rate /= len(y)
         for at in range(len(self._layers) - 1, -1, -1):
-            weight, bias = self._layers[at]
+            weight, _, bias = self._layers[at]
             before = self._activations[at - 1].pull(back @ weight, inputs[at]) if at else back  # while it is as it was
             weight.addmm_(back.t(), inputs[at], alpha=-rate)
             if bias is not None:
