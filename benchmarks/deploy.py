@@ -5,7 +5,7 @@
 What is timed is a whole attempt as the coordinator sees it: the charge on disk, the head cosigned by the sites, the
 log shown, five stages of secure aggregation, the model's step; sites train nothing. Flower's is a round of SecAgg+.
 What is weighed is what each process keeps in memory at most, looked at a hundred times a second, pages of files left
-out, which the system takes back: in a round of 25 million parameters (100 MB) more than in one of a thousand.
+out, which the system takes back: in a round of 100 million parameters (400 MB) more than in one of a thousand.
 Each half runs in a process of its own, which is its coordinator.
 """
 
@@ -36,7 +36,7 @@ from hubbub.engine.direct import Credentials, DirectServer, Spool
 from hubbub.engine.home import server_credentials
 
 ROOT = Path(__file__).resolve().parents[1]
-SITES, DIMENSION, LARGE = ("site-1", "site-2", "site-3", "site-4"), 100_000, 25_000_000
+SITES, DIMENSION, LARGE = ("site-1", "site-2", "site-3", "site-4"), 100_000, 100_000_000
 STUDY = """
 [study]
 name = "away"

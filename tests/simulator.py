@@ -247,7 +247,7 @@ class World:
 
     def train(self, name):
         """The vector of a participant: the same each time, as in a study without noise."""
-        return self.vectors[name]
+        return self.vectors[name].copy()
 
     def tell(self, name, data):
         """Give a participant one message. Returns its answer; None if it refuses or owes none."""

@@ -19,14 +19,15 @@ from hubbub.errors import InputError, RoundError
 class RoundOpened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="open"):
     """The coordinator asks one participant to train: the model is d little-endian float32.
 
-    `payload` opens a session of secure aggregation; it is empty where sums are plain.
+    `payload` opens a session of secure aggregation; it is empty where sums are plain. `parameters` shows the bytes
+    that were decoded, which may lie in a file.
     """
 
     run: str
     plan_hash: str
     round_number: int
     attempt: int
-    parameters: bytes
+    parameters: memoryview
     payload: bytes = b""
 
 
@@ -151,13 +152,13 @@ def decode_message(data: bytes | memoryview) -> Message:
         ) from None
 
 
-def pack_parameters(parameters: Float32[np.ndarray, " params"]) -> bytes:
-    """Model parameters as little-endian float32."""
-    return parameters.astype("<f4", copy=False).tobytes()
+def pack_parameters(parameters: Float32[np.ndarray, " params"]) -> memoryview:
+    """Model parameters as little-endian float32, without a copy where the machine is little-endian; read only."""
+    return np.ascontiguousarray(parameters, dtype="<f4").data.cast("B").toreadonly()
 
 
 @lru_cache(maxsize=1)
-def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " params"]:
+def unpack_parameters(data: bytes | memoryview, dimension: int) -> Float32[np.ndarray, " params"]:
     """Model parameters from the wire, not to be written to; the last are kept, for whoever is asked with the same.
 
     Raises:
@@ -173,9 +174,9 @@ def unpack_parameters(data: bytes, dimension: int) -> Float32[np.ndarray, " para
     return values
 
 
-def pack_values(values: UInt32[np.ndarray, " params"]) -> bytes:
-    """Ring elements as little-endian uint32."""
-    return values.astype("<u4", copy=False).tobytes()
+def pack_values(values: UInt32[np.ndarray, " params"]) -> memoryview:
+    """Ring elements as little-endian uint32, without a copy where the machine is little-endian; read only."""
+    return np.ascontiguousarray(values, dtype="<u4").data.cast("B").toreadonly()
 
 
 def unpack_values(data: bytes | memoryview, dimension: int) -> UInt32[np.ndarray, " params"]:

@@ -125,7 +125,7 @@ def workers(make_study, settings):
         records = {name: Records(name, slots=slots, **common) for name, slots in prepared.slots.items()}
         alone = Alone(records, prepared.learner, study.settings, length=plan.mechanism.length, test=prepared.test)
         pools.append(Pool(alone, count, in_child=lambda: None))
-        return pools[-1], alone, Work(pack_parameters(prepared.learner.initial()), 1, 1), plan
+        return pools[-1], alone, Work(bytes(pack_parameters(prepared.learner.initial())), 1, 1), plan
 
     yield make
     for pool in pools:

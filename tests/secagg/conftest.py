@@ -87,7 +87,7 @@ class World:
             reply = client.receive(data)
             if client.stage == "training":
                 client.charge()
-                reply = client.mask(vectors[name])
+                reply = client.mask(vectors[name].copy())
         except HubbubError as error:
             self.refusals[name] = error.message
             return None

@@ -142,7 +142,7 @@ class Coordinator:
         }
         return {name: messages[payload] for name, payload in payloads.items()}
 
-    def _start_sum(self, online: Sequence[str], model: bytes) -> Sum:
+    def _start_sum(self, online: Sequence[str], model: memoryview) -> Sum:
         if self._make_sum is not None:
             return self._make_sum(self.round_number, self.attempt, model)
         sampler = self._plan.mechanism.participants

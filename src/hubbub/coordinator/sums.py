@@ -62,7 +62,7 @@ class Sum(Protocol):
         ...
 
 
-MakeSum = Callable[[int, int, bytes], Sum]
+MakeSum = Callable[[int, int, memoryview], Sum]
 """(round, attempt, model bytes) -> a sum over the whole roster."""
 
 

@@ -142,8 +142,9 @@ class SitesAway:
         online = self._show(self._joined.keys() & self._signed)  # who came back since follows the next head
         if len(online) < self._fewest:
             raise self._waiting(f"{self._fewest} participants that follow its log", ", ".join(sorted(online)) or "none")
-        opened = coordinator.open(sorted(online))
-        self._carry({name: opened[name] for name in online if name in opened}, coordinator, 0)
+        opened = coordinator.open(sorted(online)).items()
+        self._carry({name: message for name, message in opened if name in online}, coordinator, 0)
+        del opened  # a model for each attempt would stay beside its sum
         stage = 0
         while asked := coordinator.advance():
             stage += 1
@@ -176,7 +177,7 @@ class SitesAway:
         for _ in self._transport.ask(there, seconds=min(1.0, self._deadlines.stage)):
             pass
 
-    def _make_sum(self, round_number: int, attempt: int, model: bytes) -> Sum:
+    def _make_sum(self, round_number: int, attempt: int, model: memoryview) -> Sum:
         """A session bound to the head that was cosigned, whose name is on the disk before anybody is asked into it."""
         running, plan = self._running, self._running.plan
         roster, head = running.log.fold(Federation).roster(), parse_checkpoint(self._head.text)

@@ -43,7 +43,7 @@ class Federation:
         self._roster = Roster(members)
         self._roster_hash = hashlib.sha256(msgspec.json.encode(members)).digest()
 
-    def session(self, round_number: int, attempt: int, model: bytes) -> Session:
+    def session(self, round_number: int, attempt: int, model: memoryview) -> Session:
         """What one attempt's session is bound to, as any honest party knows it; in one process, alike for all."""
         key = (round_number, attempt, hashlib.sha256(model).digest())
         if key not in self._sessions:
@@ -70,7 +70,7 @@ class Federation:
             log_root=self._log.store.root(size),
         )
 
-    def make_sum(self, round_number: int, attempt: int, model: bytes) -> Sum:
+    def make_sum(self, round_number: int, attempt: int, model: memoryview) -> Sum:
         """The coordinator's half of one attempt."""
         session = self.session(round_number, attempt, model)
         return SecureSum(Server(session, key=self._key, roster=self._roster, parameters=self._parameters))
@@ -91,7 +91,7 @@ class Federation:
 def elided(plan: Plan) -> MakeSum:
     """Sums in the clear in place of secure ones: the same bits, and whoever runs this sees every vector."""
 
-    def make_sum(_round: int, _attempt: int, _model: bytes) -> Sum:
+    def make_sum(_round: int, _attempt: int, _model: memoryview) -> Sum:
         return PlainSum(tuple(plan.slots), dimension=plan.mechanism.length, minimum=plan.minimum)
 
     return make_sum

@@ -11,7 +11,7 @@ stands in its signatures.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
-Handler = Callable[[bytes], bytes | None]
+Handler = Callable[[bytes | memoryview], bytes | None]
 """A participant's side: one question's bytes in, the answer's bytes out; None, or nothing, where there is none."""
 
 Reply = bytes | memoryview

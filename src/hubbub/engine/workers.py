@@ -221,10 +221,11 @@ class Pool:
     def _train(
         self, names: Sequence[str], work: Work, *, is_sum: bool
     ) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
-        model = None
-        if len(work.model) == self._model.nbytes:  # another length is the worker's to refuse
-            model, work = np.frombuffer(work.model, "<f4"), work._replace(model=b"")
-        return self._ask([Job(share, work, is_sum) for share in self._shares(names) if share], model)
+        model, work = work.model, work._replace(model=b"")
+        if len(model) != self._model.nbytes:  # another length is the worker's to refuse
+            model, work = None, work._replace(model=bytes(model))
+        shared = None if model is None else np.frombuffer(model, "<f4")
+        return self._ask([Job(share, work, is_sum) for share in self._shares(names) if share], shared)
 
     def _ask(self, jobs: Sequence[Job | Exam], model: Float32[np.ndarray, " params"] | None) -> Iterator[Any]:
         """What workers reply to a job each, as it comes."""
@@ -300,7 +301,7 @@ def _answer(alone: Alone, pipe: Pipe, job: Job | Exam, room: Room) -> None:
         if isinstance(job, Exam):
             pipe.send((job.at, alone.measure(room.model, job.at)))
         else:
-            work = job.work if job.work.model else job.work._replace(model=pack_parameters(room.model))
+            work = job.work if job.work.model else job.work._replace(model=bytes(pack_parameters(room.model)))
             if job.is_sum:
                 room.total[:] = alone.total(job.names, work)
                 pipe.send(("", None))

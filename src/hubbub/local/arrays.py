@@ -68,10 +68,11 @@ class ArrayModel:
         """
         if microbatch is not None:
             raise _refusal()
-        rng, start = np.random.default_rng(0), self.initial()
-        returned = call(self._code.train or dict, self.layout.unflatten(start), _records(example), rng)
-        self.layout.flatten(_named("train()", returned), "train()")
-        self.evaluate(start, example)
+        rng = np.random.default_rng(0)
+        returned = call(self._code.train or dict, self.layout.unflatten(self.initial()), _records(example), rng)
+        self.layout.check(_named("train()", returned), "train()")
+        del returned
+        self.evaluate(self.initial(), example)
 
     def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
         """There is one way: the user's."""

@@ -37,14 +37,22 @@ class Layout:
         Raises:
             CodeError: Other names or shapes than this layout has.
         """
-        found = {name: np.asarray(array).shape for name, array in arrays.items()}
+        self.check(arrays, where)
+        parts = [np.asarray(arrays[name], dtype=np.float32).ravel() for name in self.names]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    def check(self, arrays: Mapping[str, NDArray[np.generic]], where: str) -> None:
+        """Refuse other names or shapes than this layout has.
+
+        Raises:
+            CodeError: They are others.
+        """
+        found = {name: np.asarray(array, dtype=np.float32).shape for name, array in arrays.items()}
         if found != dict(zip(self.names, self.shapes, strict=True)):
             raise CodeError(
                 f"{where}, must keep the names and shapes of parameters(), found {found}",
                 hint="return every array that came in, changed in value only",
             )
-        parts = [np.asarray(arrays[name], dtype=np.float32).ravel() for name in self.names]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
     def unflatten(self, vector: Float[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """Cut a flat vector into named arrays (copies)."""

@@ -145,7 +145,7 @@ class Host:
         self._memory.close()
         self._witness.close()
 
-    def answer(self, data: bytes) -> bytes:
+    def answer(self, data: bytes | memoryview) -> bytes:
         """Answer one message; a refusal is an answer too."""
         try:
             return self._answer(decode_message(data))
@@ -312,7 +312,7 @@ class Host:
             last_mark=self._memory.last.mark,
         )
 
-        def own_session(round_number: int, attempt: int, model: bytes) -> Session:
+        def own_session(round_number: int, attempt: int, model: memoryview) -> Session:
             return self._own_session(joined, roster, (round_number, attempt), sha256(model))
 
         return Participant(

@@ -35,7 +35,7 @@ class Work(NamedTuple):
         attempt: The attempt at it.
     """
 
-    model: bytes
+    model: bytes | memoryview
     round_number: int
     attempt: int
 

@@ -39,7 +39,7 @@ from hubbub.study import Slots
 from hubbub.study.config import Settings
 
 Charge = Callable[[int, int], None]
-OwnSession = Callable[[int, int, bytes], Session]
+OwnSession = Callable[[int, int, memoryview], Session]
 """(round, attempt, model bytes) -> the session as this participant knows it."""
 
 
@@ -106,7 +106,7 @@ class Participant:
         self.records = Records(name, settings=settings, plan=plan, slots=slots, randomness=randomness)
         self._charge = charge
         self._masking = masking
-        self._model: bytes | None = None
+        self._model: memoryview | None = None
         self._mark = last_mark
         self._entered = max(last_mark[0] - 1, 0)
 
@@ -129,7 +129,8 @@ class Participant:
         reply = self.begin(message)
         if not isinstance(reply, Work):
             return reply
-        return self.finish(next(make_vectors([self.records], reply, learner, self._settings)))
+        # In one expression, so that nobody holds the update when there is a vector, nor the vector when it is sent.
+        return self._contribution(self._sent(next(make_vectors([self.records], reply, learner, self._settings))))
 
     def begin(self, message: Message) -> bytes | Work | None:
         """Take in one message: check it, and charge what it asks for.
@@ -150,8 +151,11 @@ class Participant:
         return self._contribution(reply) if isinstance(reply, bytes) else reply
 
     def finish(self, vector: UInt32[np.ndarray, " length"]) -> bytes:
-        """The answer that carries what was made of the records."""
-        return self._contribution(pack_values(vector) if self._masking is None else self._masking.client.mask(vector))
+        """The answer that carries what was made of the records; the vector is given up."""
+        return self._contribution(self._sent(vector))
+
+    def _sent(self, vector: UInt32[np.ndarray, " length"]) -> bytes | memoryview:
+        return pack_values(vector) if self._masking is None else self._masking.client.mask(vector)
 
     def _open(self, opened: RoundOpened) -> bytes | Work | None:
         attempt = (opened.round_number, opened.attempt)
@@ -204,7 +208,7 @@ class Participant:
         self._masking.client.charge()
         return Work(self._model, *self._mark)
 
-    def _contribution(self, payload: bytes) -> bytes:
+    def _contribution(self, payload: bytes | memoryview) -> bytes:
         round_number, attempt = self._mark
         return encode_message(
             Contribution(

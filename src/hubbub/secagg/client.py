@@ -208,7 +208,7 @@ class Client(Checks):
         """Mask this round's one vector, made after `charge`: the reply to `deliver`.
 
         Args:
-            vector: Clipped, encoded, noised, in the ring; the caller's array stays as it is.
+            vector: Clipped, encoded, noised, in the ring; given up: it is masked where it lies.
 
         Raises:
             RoundError: The attempt is not charged, or the vector has another length; nothing sent.
@@ -216,9 +216,8 @@ class Client(Checks):
         held = self._check_stage("charged", "mask")
         dimension = self._parameters.dimension
         self._require(vector.shape == (dimension,), f"must mask a vector of {dimension}", f"shape {vector.shape}")
-        values = vector.copy()
-        self._add_masks(held, values)
-        data = pack(values)
+        self._add_masks(held, vector)
+        data = pack(vector)
         header = Header(self.name, held.adverts_hash, held.edges_hash, sha256(data), dimension, held.bad_dealers)
         reply = self._write(held, "masked", header, attachment=data)
         held.stage = "masked"

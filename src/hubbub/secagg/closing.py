@@ -46,7 +46,7 @@ def close_session(
     salt: bytes,
     adverts: bytes,
     survivors: bytes,
-    aggregate: bytes,
+    aggregate: bytes | memoryview,
     most: int,
     draw: Callable[[int], bytes] = fresh,
 ) -> tuple[Closing, dict[str, Receipt]]:
@@ -99,7 +99,7 @@ def is_of(closing: Closing, *, salt: bytes, survivors: bytes, aggregate: bytes) 
     return shown == (_commit("survivors", salt, survivors), _commit("aggregate", salt, aggregate))
 
 
-def _commit(kind: str, salt: bytes, value: bytes) -> bytes:
+def _commit(kind: str, salt: bytes, value: bytes | memoryview) -> bytes:
     return digest(kind, salt, value)
 
 

@@ -38,11 +38,15 @@ def enc(*fields: Field) -> bytes:
     >>> enc("a", 1).hex()
     '0000000161000000080000000000000001'
     """
+    return b"".join(_pieces(fields))
+
+
+def _pieces(fields: tuple[Field, ...]) -> list[bytes | memoryview]:
     pieces: list[bytes | memoryview] = []
     for field in fields:
         piece = field if isinstance(field, bytes) else _plain(field)
         pieces += (len(piece).to_bytes(4), piece)
-    return b"".join(pieces)
+    return pieces
 
 
 def _plain(field: Field) -> bytes | memoryview:
@@ -57,7 +61,10 @@ def domain(kind: str) -> bytes:
 
 def digest(kind: str, *fields: Field) -> bytes:
     """SHA-256 of the fields, in the domain `kind`."""
-    return hashlib.sha256(domain(kind) + enc(*fields)).digest()
+    state = hashlib.sha256(domain(kind))
+    for piece in _pieces(fields):
+        state.update(piece)
+    return state.digest()
 
 
 def sha256(data: bytes | memoryview) -> bytes:

@@ -187,7 +187,7 @@ class Server:
         self.stage = self.stage if self.stage == "done" else "failed"
         return dict.fromkeys(self._names, self._write("close", Close(outcome, self._survivors_hash, aggregate)))
 
-    def record(self, aggregate: bytes) -> tuple[Closing, dict[str, Receipt]]:
+    def record(self, aggregate: bytes | memoryview) -> tuple[Closing, dict[str, Receipt]]:
         """What may be written down of a session whose sum is complete, and each survivor's receipt.
 
         Args:

@@ -105,7 +105,7 @@ class _Site:
 
     def _answer(self, body: Body) -> bytes | None:
         try:
-            return self._handler(body.read())
+            return self._handler(body.view())
         except Exception as error:  # noqa: BLE001, its text may hold what must not be told, here or there
             _log.error("a question was not answered: %s", type(error).__name__)
             return None
