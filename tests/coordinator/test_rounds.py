@@ -80,8 +80,9 @@ def test_server_momentum_adds_up_past_steps(coordinator, settings):
     assert moved == pytest.approx([1.0, 1.5, 1.75])
 
 
+@pytest.mark.parametrize("is_ahead", [False, True])
 @pytest.mark.parametrize("factor", [2 / 3, 1.0, 3 / 2])
-def test_the_released_sum_carries_server_noise_of_the_plans_sigma(coordinator, settings, factor):
+def test_the_released_sum_carries_server_noise_of_the_plans_sigma(coordinator, settings, factor, is_ahead):
     tables = settings(
         data={"x": {"shape": [2000]}}, training={"learning_rate": 1.0, "rounds": 20}, privacy={"retries": 0}
     )
@@ -99,12 +100,36 @@ def test_the_released_sum_carries_server_noise_of_the_plans_sigma(coordinator, s
     for _ in range(20):
         for name, message in machine.open(["a", "b", "c"]).items():
             machine.receive(answer(message, name, np.zeros(plan.mechanism.dimension)))
+        if is_ahead:
+            machine.draw_ahead()
         before = machine.parameters.astype(np.float64)
         end(machine)
         noise.append((before - machine.parameters) * plan.mechanism.scale * plan.expected_batch)
     drawn = np.concatenate(noise)
     deviations = (drawn.var() / (factor * plan.mechanism.sigma) ** 2 - 1) / np.sqrt(2 / drawn.size)
     assert bool(abs(deviations) < 5) is (factor == 1.0)
+
+
+def test_noise_that_was_drawn_ahead_is_added_once_and_to_no_other_attempt(coordinator, settings):
+    machine, plan = coordinator(settings(privacy={"retries": 2}, training={"learning_rate": 1.0}))
+    drawn, added = [], []
+    for answering in ("abc", "a", "abc", "abc"):
+        asked, before = machine.open(["a", "b", "c"]), machine.parameters.astype(np.float64)
+        for name in answering:
+            machine.receive(answer(asked[name], name, np.zeros(10)))
+        if len(drawn) < 3:  # in the last round it is drawn when it is needed
+            machine.draw_ahead()
+        drawn.append(np.zeros(10) if machine._owed is None else machine._owed.copy())
+        end(machine)
+        assert machine._owed is None
+        added.append((before - machine.parameters) * plan.mechanism.scale * plan.expected_batch)
+    scale = plan.mechanism.sigma
+    np.testing.assert_allclose(added[0], drawn[0], atol=1e-3 * scale)  # parameters are float32
+    np.testing.assert_array_equal(added[1], 0)  # the attempt failed
+    np.testing.assert_allclose(added[2], drawn[2], atol=1e-3 * scale)
+    for other in (*drawn, *added[:3]):
+        assert np.abs(added[3] - other).max() > 0.1 * scale
+    assert np.abs(drawn[1] - drawn[2]).max() > 0.1 * scale
 
 
 def test_a_round_below_the_minimum_fails_and_is_tried_again_with_the_same_model(coordinator):

@@ -15,7 +15,7 @@ import torch
 import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.engine.prepare import prepare
-from hubbub.engine.workers import Alone, Pool
+from hubbub.engine.workers import Alone, Pool, Turns
 from hubbub.errors import InputError, StoppedError, WorkerError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetCharged, RoundClosed, read_events
@@ -29,6 +29,10 @@ from hubbub.study import Slots
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 EXACT = {"noise": "none", "epsilon": None, "sums": "clear"}
 DISTRIBUTED = {"privacy": {"noise": "distributed"}, "cohort": {"colluding": 1}}
+
+
+def nothing():
+    """What is done meanwhile."""
 
 
 def model_bytes(result):
@@ -97,12 +101,12 @@ def test_every_attempt_is_charged_before_a_worker_is_asked(client_settings, make
     seen = []
     total = Pool.total
 
-    def watched(self, names, work):
+    def watched(self, names, work, meanwhile):
         log = EventLog(tmp_path / "home" / "log.db")
         (account,) = Ledger(log).accounts().runs.values()
         seen.append((work.round_number, work.attempt) in account.charged)
         log.close()
-        return total(self, names, work)
+        return total(self, names, work, meanwhile=meanwhile)
 
     monkeypatch.setattr(Pool, "total", watched)
     run(make_study(client_settings(speed={"workers": 2})))
@@ -139,8 +143,18 @@ def test_a_sum_is_the_sum_of_the_vectors(workers, client_settings):
     for name, vector in alone.vectors(NAMES, work):
         np.testing.assert_array_equal(vector, vectors[name])
     expected = sum(vectors.values(), np.zeros_like(vector))
-    np.testing.assert_array_equal(pool.total(NAMES, work), expected)
-    np.testing.assert_array_equal(pool.total(["c"], work), vectors["c"])  # fewer than there are workers
+    for way in (pool, alone):
+        np.testing.assert_array_equal(way.total(NAMES, work, meanwhile=nothing), expected)
+        np.testing.assert_array_equal(way.total(["c"], work, meanwhile=nothing), vectors["c"])  # fewer than workers
+        assert not way.total([], work, meanwhile=nothing).any()
+
+
+def test_what_is_done_meanwhile_is_done_once_and_while_workers_work(workers, client_settings):
+    pool, alone, work, _ = workers(client_settings())
+    seen = []
+    for way in (pool, alone):
+        way.total(NAMES, work, meanwhile=lambda: seen.append(len(pool._waiting)))
+    assert seen == [3, 0]
 
 
 def test_what_workers_measure_adds_up_to_what_one_process_measures(workers, client_settings):
@@ -176,13 +190,31 @@ def test_no_two_workers_draw_the_same_noise(workers, settings):
 EMPTY = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
 
-def test_the_largest_go_first_and_nobody_has_much_more_to_do(workers):
-    pool, *_ = workers(count=2)
-    shares = pool._shares(NAMES)
-    assert sorted(name for share in shares for name in share) == NAMES
-    assert shares[0][0] == "g"
-    loads = [sum(len(uneven(name).x) for name in share) for share in shares]
-    assert max(loads) <= 1.2 * min(loads)
+@pytest.mark.parametrize(("together", "sizes"), [(1, [1] * 7), (2, [2, 2, 2, 1]), (64, [4, 3])])
+def test_groups_are_the_largest_first_and_leave_no_worker_without(workers, together, sizes, monkeypatch):
+    _, alone, *_ = workers(count=2)
+    monkeypatch.setattr(type(alone._learner), "together", together)
+    groups = alone.groups(NAMES, 2)
+    assert [len(group) for group in groups] == sizes
+    assert [name for group in groups for name in group] == NAMES[::-1]
+    assert alone.groups([], 2) == []
+
+
+def test_each_group_is_taken_by_one_process_only():
+    turns, context = Turns(), multiprocessing.get_context("fork")
+
+    def take(pipe):
+        pipe.send(list(turns.take(3000)))
+
+    for _ in range(3):
+        turns.restart()
+        pipes = [context.Pipe(duplex=False) for _ in range(3)]
+        processes = [context.Process(target=take, args=(theirs,)) for _, theirs in pipes]
+        for process in processes:
+            process.start()
+        assert sorted(number for ours, _ in pipes for number in ours.recv()) == list(range(3000))
+        for process in processes:
+            process.join()
 
 
 class Handmade(Randomness):
@@ -206,7 +238,7 @@ def test_a_refusal_in_a_worker_is_the_same_refusal(workers):
     told = []
     for way in (pool, alone):
         with pytest.raises(hubbub.errors.RoundError) as caught:
-            way.total(NAMES, broken)
+            way.total(NAMES, broken, meanwhile=nothing)
         told.append((caught.value.message, caught.value.hint))
     assert told[0] == told[1]
 

@@ -90,6 +90,17 @@ def test_nobodys_update_depends_on_who_else_is_there_not_in_a_bit(model):
         np.testing.assert_array_equal(update, together[at])
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
+def test_labels_of_any_width_are_read_alike(dtype):
+    made = learner(lambda: nn.Linear(4, 100))
+    everyone = [slots(9, at, classes=100) for at in range(20)]
+    narrow = [Slots(one.x, one.y.astype(dtype), one.is_real) for one in everyone]
+    of = [made._update(made.initial(), one, training(), bytes(32)).copy() for one in everyone]
+    stacked = stack_of(made).updates(made.initial(), narrow, training(), [bytes(32)] * 20)
+    for update, expected in zip(stacked, of, strict=True):
+        np.testing.assert_allclose(update, expected, atol=1e-6)
+
+
 def test_one_that_diverges_leaves_the_others_as_they_are():
     made = learner(linear)
     made._way = stack_of(made)
@@ -237,7 +248,7 @@ def test_a_wrong_formula_is_found_out():
 
     def mixing(flat, x, y, share, *, rate):
         stack.step(flat, x, y, share, rate=rate)
-        flat += 1e-7 * flat.mean(dim=0)
+        flat += 1e-7 * flat.mean(axis=0)
 
     def of(everyone, rates, of_seeds):
         made._way = None

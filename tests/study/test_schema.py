@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hubbub.errors import CodeError
-from hubbub.study import Examples, conform
+from hubbub.study import Examples, Slots, conform
 from hubbub.study.config import Column, Data
 
 DATA = Data(x=Column(dtype="float32", shape=(3,)), y=Column(dtype="int64", classes=4))
@@ -175,3 +175,9 @@ def test_one_bad_record_changes_no_other_slot(x, extra, data):
     assert np.isfinite(after.x).all()
     assert ((after.y >= 0) & (after.y < 4)).all()
     assert len(after) == len(before)
+
+
+def test_slots_know_which_of_them_are_real_and_how_far_y_reaches():
+    slots = Slots(np.zeros((4, 2)), np.array([3, 0, -1, 5]), np.array([True, False, True, True]))
+    assert slots.real.tolist() == [0, 2, 3]
+    assert slots.y_range == (-1, 5)

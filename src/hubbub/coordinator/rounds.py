@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt32
+from jaxtyping import Float, Float32, Int64, UInt32
 
 from hubbub.coordinator.step import ServerStep
 from hubbub.coordinator.sums import MakeSum, PlainSum, Sum
@@ -90,6 +90,7 @@ class Coordinator:
         self._randomness = randomness
         self._make_sum = make_sum
         self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)
+        self._owed: Int64[np.ndarray, " length"] | None = None
         self._failure: str | None = None
         self.farewell: Mapping[str, bytes] = {}
         """What tells the participants of the last attempt how it ended, where sums are secure."""
@@ -132,7 +133,7 @@ class Coordinator:
                 hint="plan with more privacy.retries",
             )
         self.attempt += 1
-        self._failure = None
+        self._owed, self._failure = None, None
         model = pack_parameters(self.parameters)
         self._sum = self._start_sum(online, model)
         payloads = self._sum.open()
@@ -211,16 +212,26 @@ class Coordinator:
             name: encode_message(RoundContinued(**self._address, payload=payload)) for name, payload in payloads.items()
         }
 
+    def draw_ahead(self) -> None:
+        """Draw the noise that this side owes this attempt, before `close` would: while others train, say.
+
+        Guarantees:
+            What was drawn is added to this attempt's sum, once, or to none.
+        """
+        self._owed = self._plan.mechanism.owed(self._randomness)
+
     def close(self) -> RoundClosed | RoundFailed:
         """End the attempt: release the sum and move the model, or fail and leave the model as it was."""
         total, ending = self._sum.total, self._sum.end()
+        owed, self._owed = self._owed, None
         self.farewell, self.receipts = self._continued(ending.messages), ending.receipts
         if total is None:
             self._failures += 1
             reason = self._failure or "given up before its sum was complete"
             return RoundFailed(**self._attempt, reason=reason, **ending.record)
         mechanism = self._plan.mechanism
-        self.parameters, norm = self._step.move(self.parameters, mechanism.release(total, self._randomness))
+        released = mechanism.release(total, self._randomness, owed=owed)
+        self.parameters, norm = self._step.move(self.parameters, released)
         closed = RoundClosed(
             **self._attempt,
             participants=None if mechanism.participants.is_secret else len(self._sum.survivors),

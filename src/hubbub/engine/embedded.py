@@ -278,7 +278,7 @@ class SitesHere:
     def _train(self, names: list[str], work: Work, coordinator: Coordinator) -> None:
         assert self._workers is not None  # noqa: S101, the run has begun
         if coordinator.is_clear:
-            coordinator.add(names, self._workers.total(names, work))
+            coordinator.add(names, self._workers.total(names, work, meanwhile=coordinator.draw_ahead))
             return
         for name, vector in self._workers.vectors(names, work):
             coordinator.receive(self._sites[name].finish(vector))

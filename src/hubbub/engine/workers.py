@@ -38,12 +38,12 @@ else:
 
 
 class Job(NamedTuple):
-    """What a worker is asked: these participants' vectors for one attempt, or only their sum.
+    """What each worker is asked: vectors for one attempt of those groups that it takes, or only their sum.
 
     Where the model of `work` is empty, it lies in the shared room.
     """
 
-    names: Sequence[str]
+    groups: Sequence[Sequence[str]]
     work: Work
     is_sum: bool
 
@@ -54,15 +54,39 @@ class Exam(NamedTuple):
     at: Sequence[int]
 
 
+class Turns:
+    """A counter that processes share: whoever is free takes the next group, so that all end at about the same time."""
+
+    def __init__(self) -> None:
+        self._next = np.frombuffer(mmap(-1, 8), np.int64)
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    def restart(self) -> None:
+        """Begin anew, while nobody takes any."""
+        self._next[0] = 0
+
+    def take(self, count: int) -> Iterator[int]:
+        """Numbers below `count`, each for one process only."""
+        while True:
+            with self._lock:
+                mine = int(self._next[0])
+                self._next[0] += 1
+            if mine >= count:
+                return
+            yield mine
+
+
 class Room(NamedTuple):
     """Memory that this process shares with one worker, so that large vectors need not travel.
 
     Args:
         model: What this process writes, before it asks anybody: one for all workers.
+        turns: Who takes what: one for all workers.
         total: What the worker writes, before it replies.
     """
 
     model: Float32[np.ndarray, " params"]
+    turns: Turns
     total: UInt32[np.ndarray, " length"]
 
 
@@ -82,8 +106,10 @@ class Workers(Protocol):
         The same integers, however many workers there are.
     """
 
-    def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
-        """The sum of their vectors, modulo 2^32."""
+    def total(
+        self, names: Sequence[str], work: Work, *, meanwhile: Callable[[], object]
+    ) -> UInt32[np.ndarray, " length"]:
+        """The sum of their vectors, modulo 2^32; `meanwhile` is called once before it is there."""
         ...
 
     def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
@@ -115,6 +141,7 @@ class Alone:
     ) -> None:
         self.records = records
         self.pieces = learner.pieces(test)
+        self._sizes = {name: len(one.slots) for name, one in records.items()}
         self._learner = learner
         self._settings = settings
         self.length = length
@@ -124,12 +151,26 @@ class Alone:
         """Number of trained parameters d."""
         return self._learner.dimension
 
-    def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
+    def groups(self, names: Sequence[str], workers: int) -> list[list[str]]:
+        """Who trains together, the largest first: their sizes are much alike, and public."""
+        ordered = sorted(names, key=self._sizes.__getitem__, reverse=True)
+        most = min(self._learner.together, -(-len(ordered) // workers)) or 1
+        return [ordered[start : start + most] for start in range(0, len(ordered), most)]
+
+    def total(
+        self, names: Sequence[str], work: Work, *, meanwhile: Callable[[], object]
+    ) -> UInt32[np.ndarray, " length"]:
         """The sum of their vectors, modulo 2^32."""
+        meanwhile()
         total = np.zeros(self.length, dtype=np.uint32)
+        for group in self.groups(names, 1):
+            self.add(group, work, total)
+        return total
+
+    def add(self, names: Sequence[str], work: Work, total: UInt32[np.ndarray, " length"]) -> None:
+        """Add their vectors to a sum."""
         for _, vector in self.vectors(names, work):
             total += vector
-        return total
 
     def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
         """Each one's vector, in order."""
@@ -162,10 +203,11 @@ class Pool:
 
     def __init__(self, alone: Alone, count: int, *, in_child: Callable[[], None]) -> None:
         self._alone = alone
-        self._sizes = {name: len(one.slots) for name, one in alone.records.items()}
         self._pipes: list[Pipe] = []
         self._processes: list[BaseProcess] = []
+        self._waiting: dict[Pipe, BaseProcess] = {}
         self._model = np.frombuffer(mmap(-1, max(4 * alone.dimension, 1)), np.float32, alone.dimension)
+        self._turns = Turns()
         self._totals: list[UInt32[np.ndarray, " length"]] = []
         # A child must not see Ctrl-C before it ignores it: it is meant for this process, which then ends them all.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -178,7 +220,8 @@ class Pool:
     def _start(self, alone: Alone, in_child: Callable[[], None]) -> None:
         context = multiprocessing.get_context("fork")
         ours, theirs = cast("tuple[Pipe, Pipe]", context.Pipe())
-        room = Room(self._model, np.frombuffer(mmap(-1, max(4 * alone.length, 1)), np.uint32, alone.length))
+        total = np.frombuffer(mmap(-1, max(4 * alone.length, 1)), np.uint32, alone.length)
+        room = Room(self._model, self._turns, total)
 
         def child() -> None:
             for pipe in (*self._pipes, ours):  # or nobody would notice that this process is gone
@@ -196,17 +239,23 @@ class Pool:
         self._totals.append(room.total)
         self._processes.append(process)
 
-    def total(self, names: Sequence[str], work: Work) -> UInt32[np.ndarray, " length"]:
+    def total(
+        self, names: Sequence[str], work: Work, *, meanwhile: Callable[[], object]
+    ) -> UInt32[np.ndarray, " length"]:
         """The sum of their vectors, modulo 2^32."""
-        asked = [vector for _, vector in self._train(names, work, is_sum=True)]
+        jobs = self._jobs(names, work, is_sum=True)
+        replies = self._ask(jobs, work.model)
+        meanwhile()
+        for _ in replies:
+            pass
         total = np.zeros_like(self._totals[0])
-        for one in self._totals[: len(asked)]:
+        for one in self._totals[: len(jobs)]:
             total += one
         return total
 
     def vectors(self, names: Sequence[str], work: Work) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
         """Each one's vector, as they come."""
-        return self._train(names, work, is_sum=False)
+        return self._ask(self._jobs(names, work, is_sum=False), work.model)
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, float]:
         """A model's metrics on the test records: each worker measures some pieces, if there are several."""
@@ -214,48 +263,40 @@ class Pool:
         if count == 1:
             return self._alone.evaluate(parameters)
         exams = [Exam(range(first, count, workers)) for first in range(min(workers, count))]
-        replies = self._ask(exams, parameters)
+        replies = self._ask(exams, pack_parameters(parameters))
         found = dict(pair for exam, measured in replies for pair in zip(exam, measured, strict=True))
         return means([found[at] for at in range(count)])
 
-    def _train(
-        self, names: Sequence[str], work: Work, *, is_sum: bool
-    ) -> Iterator[tuple[str, UInt32[np.ndarray, " length"]]]:
-        model, work = work.model, work._replace(model=b"")
-        if len(model) != self._model.nbytes:  # another length is the worker's to refuse
-            model, work = None, work._replace(model=bytes(model))
-        shared = None if model is None else np.frombuffer(model, "<f4")
-        return self._ask([Job(share, work, is_sum) for share in self._shares(names) if share], shared)
+    def _jobs(self, names: Sequence[str], work: Work, *, is_sum: bool) -> list[Job]:
+        """One for each worker that finds something to do."""
+        groups = self._alone.groups(names, len(self._pipes))
+        is_shared = len(work.model) == self._model.nbytes  # another length is the worker's to refuse
+        work = work._replace(model=b"" if is_shared else bytes(work.model))
+        return [Job(groups, work, is_sum)] * min(len(groups), len(self._pipes))
 
-    def _ask(self, jobs: Sequence[Job | Exam], model: Float32[np.ndarray, " params"] | None) -> Iterator[Any]:
-        """What workers reply to a job each, as it comes."""
-        if model is not None:
-            self._model[:] = model  # nobody reads it now: whoever was asked before has replied
-        waiting: dict[Pipe, BaseProcess] = {}
+    def _ask(self, jobs: Sequence[Job | Exam], model: bytes | memoryview) -> Iterator[Any]:
+        """Ask some workers, now; what they reply, as it comes."""
+        assert not self._waiting  # noqa: S101, who was asked before has replied: model and turns are nobody's now
+        if len(model) == self._model.nbytes:
+            self._model[:] = np.frombuffer(model, "<f4")
+        self._turns.restart()
         for pipe, process, job in zip(self._pipes, self._processes, jobs, strict=False):
+            self._waiting[pipe] = process
             with _alive(process):
                 pipe.send(job)
-            waiting[pipe] = process
-        while waiting:
-            for pipe in cast("list[Pipe]", wait(list(waiting))):
-                with _alive(waiting[pipe]):
+        return self._replies()
+
+    def _replies(self) -> Iterator[Any]:
+        while self._waiting:
+            for pipe in cast("list[Pipe]", wait(list(self._waiting))):
+                with _alive(self._waiting[pipe]):
                     reply = pipe.recv()
                 if isinstance(reply, Failure):
                     raise getattr(hubbub.errors, reply.kind)(reply.message, hint=reply.hint)
                 if reply is None:
-                    del waiting[pipe]
+                    del self._waiting[pipe]
                 else:
                     yield reply
-
-    def _shares(self, names: Sequence[str]) -> list[list[str]]:
-        """Whom each worker gets: the largest first, each to who has least to do. Sizes are public."""
-        shares: list[list[str]] = [[] for _ in self._pipes]
-        loads = [0] * len(shares)
-        for name in sorted(names, key=self._sizes.__getitem__, reverse=True):
-            least = loads.index(min(loads))
-            shares[least].append(name)
-            loads[least] += self._sizes[name] + 1
-        return shares
 
     def close(self) -> None:
         """End them at once, whatever they do: nothing of theirs is kept."""
@@ -302,12 +343,13 @@ def _answer(alone: Alone, pipe: Pipe, job: Job | Exam, room: Room) -> None:
             pipe.send((job.at, alone.measure(room.model, job.at)))
         else:
             work = job.work if job.work.model else job.work._replace(model=bytes(pack_parameters(room.model)))
-            if job.is_sum:
-                room.total[:] = alone.total(job.names, work)
-                pipe.send(("", None))
-            else:
-                for reply in alone.vectors(job.names, work):
-                    pipe.send(reply)
+            room.total[:] = 0
+            for at in room.turns.take(len(job.groups)):
+                if job.is_sum:
+                    alone.add(job.groups[at], work, room.total)
+                else:
+                    for reply in alone.vectors(job.groups[at], work):
+                        pipe.send(reply)
         pipe.send(None)
     except HubbubError as error:
         pipe.send(Failure(type(error).__name__, error.message, error.hint))

@@ -42,6 +42,11 @@ class ArrayModel:
         """Number of trained parameters d."""
         return self.layout.size
 
+    @property
+    def together(self) -> int:
+        """How many participants train at once."""
+        return 1
+
     def initial(self) -> Float32[np.ndarray, " params"]:
         """What `parameters()` returns: asked anew, none are kept for it."""
         return self.layout.flatten(self._parameters(), "parameters()")

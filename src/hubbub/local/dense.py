@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hubbub.local.bookkeeping import is_plain
 from hubbub.local.layout import Layout
 from hubbub.local.seeds import shuffled
+from hubbub.local.stack import are_labels
 from hubbub.study import Slots
 from hubbub.study.config import Training
 
@@ -25,7 +26,7 @@ class Activation(NamedTuple):
 
     Args:
         apply: Replaces numbers by results.
-        pull: Turns gradients of results into those of what went in, in place; takes gradients and results.
+        pull: Gradients of results as those of what went in; takes gradients and results. What autograd itself calls.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -33,21 +34,13 @@ class Activation(NamedTuple):
 
 
 def _pull_relu(back: Tensor, results: Tensor) -> Tensor:
-    return back.masked_fill_(results <= 0, 0.0)
-
-
-def _pull_tanh(back: Tensor, results: Tensor) -> Tensor:
-    return back.mul_(1 - results * results)
-
-
-def _pull_sigmoid(back: Tensor, results: Tensor) -> Tensor:
-    return back.mul_(results * (1 - results))
+    return torch.ops.aten.threshold_backward.default(back, results, 0)
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation(torch.relu_, _pull_relu),
-    nn.Tanh: Activation(torch.tanh_, _pull_tanh),
-    nn.Sigmoid: Activation(torch.sigmoid_, _pull_sigmoid),
+    nn.Tanh: Activation(torch.tanh_, torch.ops.aten.tanh_backward.default),
+    nn.Sigmoid: Activation(torch.sigmoid_, torch.ops.aten.sigmoid_backward.default),
 }
 
 
@@ -72,7 +65,7 @@ class Chain:
 
     def takes(self, slots: Slots) -> bool:
         """Whether a participant may be trained so: it has records, and no label at which autograd fails."""
-        return bool(slots.is_real.any() and slots.y.min() >= 0 and slots.y.max() < self._classes)
+        return bool(slots.real.size) and are_labels(slots, self._classes)
 
     def updates(
         self,
@@ -85,10 +78,12 @@ class Chain:
         trained, size = self._flat.numpy(), training.batch_size
         for slots, seed in zip(everyone, seeds, strict=True):
             trained[:] = parameters
-            real = np.flatnonzero(slots.is_real)
             for epoch in range(training.local_epochs):
-                order = shuffled(real, seed, epoch)
-                x, y = torch.from_numpy(slots.x[order]).flatten(1), torch.from_numpy(slots.y[order]).long()
+                order = shuffled(slots.real, seed, epoch)
+                x, y = (
+                    torch.from_numpy(slots.x.take(order, 0)).flatten(1),
+                    torch.from_numpy(slots.y.take(order, 0)).long(),
+                )
                 for batch in zip(x.split(size), y.split(size), strict=True):
                     self._step(*batch, rate=training.learning_rate)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -101,7 +96,7 @@ class Chain:
             inputs.append(made if at == len(self._activations) else self._activations[at].apply(made))
         back = inputs.pop().softmax(dim=1)
         back.scatter_add_(1, y[:, None], torch.full((), -1.0).expand(len(y), 1))
-        back /= len(y)
+        rate /= len(y)
         for at in range(len(self._layers) - 1, -1, -1):
             weight, bias = self._layers[at]
             before = self._activations[at - 1].pull(back @ weight, inputs[at]) if at else back  # while it is as it was

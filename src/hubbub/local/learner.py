@@ -40,6 +40,11 @@ class Learner(Protocol):
         """Number of trained parameters d."""
         ...
 
+    @property
+    def together(self) -> int:
+        """How many participants train at once: so many take little longer than one."""
+        ...
+
     def initial(self) -> Float32[np.ndarray, " params"]:
         """The parameters before round 1: the same for everybody who runs the same study."""
         ...

@@ -13,7 +13,7 @@ def shuffled(rows: Int[np.ndarray, " rows"], seed: bytes, epoch: int) -> Int[np.
     numpy's version.
     """
     words = hashlib.shake_256(seed + epoch.to_bytes(4, "little")).digest(8 * len(rows))
-    return rows[np.argsort(np.frombuffer(words, dtype="<u8"), kind="stable")]
+    return rows.take(np.frombuffer(words, dtype="<u8").argsort(kind="stable"))
 
 
 def layer_seed(seed: bytes) -> int:

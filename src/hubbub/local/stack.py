@@ -1,6 +1,6 @@
 """Local training of many participants side by side: one batched operation where each would need its own.
 
-For small models an operation costs more than its arithmetic. So each step trains `MOST` participants at once: their
+For small models an operation costs more than its arithmetic. So each step trains many participants at once: their
 weights lie in one array, a row each, and batches are padded to one shape with rows of weight zero. Two ways to get a
 step's gradients: a formula for logistic regression (`logistic`), and `torch.func.vmap` for any model that it can run.
 
@@ -10,11 +10,12 @@ result depends on who else is in the stack.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float32
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -25,8 +26,12 @@ from hubbub.study import Slots
 from hubbub.study.config import Training
 
 MOST = 64
-"""Participants in a stack; with fewer, the rest of its rows train on nothing. One shape: a library may choose
+"""Most participants in a stack. With fewer, the rest of its rows train on nothing. One shape: a library may choose
 another kernel for another one, and then a result would depend on how many there are."""
+
+FEW = 16
+"""Participants in a stack of logistic regression: numpy's operations cost so little that more would only be padded to
+the longest among more."""
 
 AGREEMENT = 1e-4
 """Largest difference from training one by one, relative to the update: float32's rounding, and no mistake."""
@@ -41,14 +46,22 @@ Update = Float32[np.ndarray, " params"]
 class Step(Protocol):
     """One step of SGD for everybody in a stack, in place."""
 
-    def __call__(self, flat: Tensor, x: Tensor, y: Tensor, share: Tensor, *, rate: float) -> None:
+    def __call__(
+        self,
+        flat: Float32[np.ndarray, "stack params"],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        share: Float32[np.ndarray, "stack batch"],
+        *,
+        rate: float,
+    ) -> None:
         """Move the weights.
 
         Args:
-            flat: [stack, params].
+            flat: The weights, a row each.
             x: [stack, batch, ...].
             y: [stack, batch, ...].
-            share: [stack, batch], what each record's loss counts for: 1 over the records of its batch, 0 for padding.
+            share: What each record's loss counts for: 1 over the records of its batch, 0 for padding.
             rate: Learning rate.
         """
         ...
@@ -75,51 +88,67 @@ class Stack:
 
     Args:
         step: How everybody moves.
+        rows: How many move at once.
         classes: Labels must be below this; 0 if any will do.
     """
 
     step: Step
+    rows: int = MOST
     classes: int = 0
 
     def takes(self, slots: Slots) -> bool:
         """Whether a participant may be in a stack: it has records, and no label at which training one by one fails."""
-        is_known = not self.classes or bool(slots.y.min() >= 0 and slots.y.max() < self.classes)
-        return is_known and bool(slots.is_real.any())
+        return bool(slots.real.size) and (not self.classes or are_labels(slots, self.classes))
 
     def updates(
         self, parameters: Update, everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]
     ) -> Iterator[Update]:
-        """New weights minus old weights, in order, at most `MOST` participants; batches as in training one by one."""
-        flat = torch.from_numpy(np.broadcast_to(parameters, (MOST, parameters.size)).copy())
-        for x, y, share in zip(*_lay(everyone, training, seeds), strict=True):
-            self.step(flat, x, y, share, rate=training.learning_rate)
-        trained = flat.numpy()
+        """New weights minus old weights, in order; batches as in training one by one."""
+        for start in range(0, len(everyone), self.rows):
+            part = slice(start, start + self.rows)
+            yield from self._trained(parameters, everyone[part], training, seeds[part])
+
+    def _trained(
+        self, parameters: Update, everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]
+    ) -> Float32[np.ndarray, "some params"]:
+        flat = np.broadcast_to(parameters, (self.rows, parameters.size)).copy()
         with np.errstate(over="ignore", invalid="ignore"):
-            for row in range(len(everyone)):
-                yield np.subtract(trained[row], parameters, out=trained[row])
+            for x, y, share in zip(*_lay(everyone, training, seeds, self.rows), strict=True):
+                self.step(flat, x, y, share, rate=training.learning_rate)
+            flat -= parameters
+        return flat[: len(everyone)]
 
 
-def _lay(everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor]:
+def are_labels(slots: Slots, classes: int) -> bool:
+    """Whether each y is a class."""
+    least, greatest = slots.y_range
+    return bool(least >= 0 and greatest < classes)
+
+
+def _lay(
+    everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes], rows: int
+) -> tuple[NDArray[Any], NDArray[Any], Float32[np.ndarray, "steps stack batch"]]:
     """Everybody's shuffled batches: x, y and shares, [steps, stack, batch, ...]."""
-    size = training.batch_size
-    batches = [-(-int(slots.is_real.sum()) // size) for slots in everyone]
-    shape, first = (training.local_epochs * max(batches), MOST, size), everyone[0]
-    x = np.zeros((*shape, *first.x.shape[1:]), dtype=first.x.dtype)
-    y = np.zeros((*shape, *first.y.shape[1:]), dtype=first.y.dtype)
-    share = np.zeros(shape, dtype=np.float32)
+    size, first = training.batch_size, everyone[0]
+    batches = [-(-slots.real.size // size) for slots in everyone]
+    room = (rows, training.local_epochs * max(batches) * size)
+    x = np.zeros((*room, *first.x.shape[1:]), dtype=first.x.dtype)
+    y = np.zeros((*room, *first.y.shape[1:]), dtype=first.y.dtype)
+    share = np.zeros(room, dtype=np.float32)
     for at, (slots, seed, count) in enumerate(zip(everyone, seeds, batches, strict=True)):
-        real = np.flatnonzero(slots.is_real)
-        whole, rest = divmod(len(real), size)
         for epoch in range(training.local_epochs):
-            order, start = shuffled(real, seed, epoch), epoch * count
-            for to, values in ((x, slots.x[order]), (y, slots.y[order])):
-                to[start : start + whole, at] = values[: whole * size].reshape(whole, size, *values.shape[1:])
-                if rest:
-                    to[start + whole, at, :rest] = values[whole * size :]
-            share[start : start + whole, at] = 1 / size
-            if rest:
-                share[start + whole, at, :rest] = 1 / rest
-    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(share)
+            order, start = shuffled(slots.real, seed, epoch), epoch * count * size
+            end, rest = start + order.size, order.size % size
+            slots.x.take(order, 0, out=x[at, start:end], mode="clip")  # half as long as by index
+            slots.y.take(order, 0, out=y[at, start:end], mode="clip")
+            share[at, start : end - rest] = 1 / size
+            share[at, end - rest : end] = 1 / max(rest, 1)
+    return _by_step(x, size), _by_step(y, size), _by_step(share, size)
+
+
+def _by_step(laid: NDArray[Any], size: int) -> NDArray[Any]:
+    """[stack, steps x batch, ...] as [steps, stack, batch, ...], each step in one piece whatever their number is."""
+    return np.ascontiguousarray(laid.reshape(len(laid), -1, size, *laid.shape[2:]).swapaxes(0, 1))
 
 
 def logistic(module: nn.Module, layout: Layout) -> Stack | None:
@@ -134,22 +163,35 @@ def logistic(module: nn.Module, layout: Layout) -> Stack | None:
     has_bias = "bias" in dict(layer.named_parameters())
     if len(layers) != 1 or type(layer) is not nn.Linear or len(layout.names) != 1 + has_bias or not is_plain(layer):
         return None
-    inputs, classes = layer.in_features, layer.out_features
+    return Stack(_logistic_step(layer.in_features, layer.out_features, has_bias=has_bias), FEW, layer.out_features)
 
-    def step(flat: Tensor, x: Tensor, y: Tensor, share: Tensor, *, rate: float) -> None:
-        weights = flat[:, : classes * inputs].view(MOST, classes, inputs)
-        rows = x.reshape(MOST, -1, inputs)
-        scores = torch.bmm(rows, weights.mT)
-        if has_bias:
-            scores += flat[:, None, classes * inputs :]
-        back = scores.softmax(dim=2)
-        back.scatter_add_(2, y.long().view(MOST, -1, 1), torch.full((), -1.0).expand(*back.shape[:2], 1))
-        back *= share[:, :, None]
-        weights.baddbmm_(back.mT, rows, alpha=-rate)
-        if has_bias:
-            flat[:, classes * inputs :].sub_(back.sum(dim=1), alpha=rate)
 
-    return Stack(step, classes)
+def _logistic_step(inputs: int, classes: int, *, has_bias: bool) -> Step:
+    """In numpy, as each operation costs a fraction of torch's; scores lie by class first, one stride in each."""
+    size = classes * inputs
+
+    def step(
+        flat: Float32[np.ndarray, "stack params"],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        share: Float32[np.ndarray, "stack batch"],
+        *,
+        rate: float,
+    ) -> None:
+        weights, rows = flat[:, :size].reshape(-1, classes, inputs), x.reshape(*share.shape, inputs)
+        scores = np.empty((classes, *share.shape), dtype=np.float32)
+        np.matmul(weights, rows.swapaxes(1, 2), out=scores.swapaxes(0, 1))
+        if has_bias:
+            scores += flat[:, size:].T[:, :, None]
+        scores -= scores.max(axis=0)
+        back, pull = np.exp(scores, out=scores), share * np.float32(rate)
+        back *= pull / back.sum(axis=0)
+        back.reshape(-1)[y.reshape(-1).astype(np.intp) * share.size + np.arange(share.size)] -= pull.reshape(-1)
+        flat[:, :size] -= np.matmul(back.swapaxes(0, 1), rows).reshape(-1, size)
+        if has_bias:
+            flat[:, size:] -= np.einsum("csb->sc", back)
+
+    return step
 
 
 def vectorised(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], layout: Layout) -> Stack | None:
@@ -165,9 +207,17 @@ def vectorised(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], layo
 
     gradients = vmap(grad(one), randomness="error")
 
-    def step(flat: Tensor, x: Tensor, y: Tensor, share: Tensor, *, rate: float) -> None:
-        views = [part.view(MOST, *shape) for part, shape in zip(flat.split(sizes, 1), layout.shapes, strict=True)]
-        for view, gradient in zip(views, gradients(tuple(views), x, y, share), strict=True):
+    def step(
+        flat: Float32[np.ndarray, "stack params"],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        share: Float32[np.ndarray, "stack batch"],
+        *,
+        rate: float,
+    ) -> None:
+        parts, records = torch.from_numpy(flat).split(sizes, 1), [torch.from_numpy(part) for part in (x, y, share)]
+        views = [part.view(MOST, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
+        for view, gradient in zip(views, gradients(tuple(views), *records), strict=True):
             view.sub_(gradient, alpha=rate)
 
     return Stack(step)

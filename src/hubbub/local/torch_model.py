@@ -89,6 +89,11 @@ class TorchModel:
         """Number of trained parameters d."""
         return self.layout.size
 
+    @property
+    def together(self) -> int:
+        """How many participants train at once."""
+        return self._way.rows if isinstance(self._way, Stack) else 1
+
     def initial(self) -> Float32[np.ndarray, " params"]:
         """The parameters that `model()` makes under the study's seed: made anew, none are kept for it."""
         return self.layout.flatten(_arrays(_trained(self._made())), "model()")

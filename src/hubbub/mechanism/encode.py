@@ -6,12 +6,11 @@ vector of integers modulo 2^32.
 """
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, Int32, UInt32
+from jaxtyping import Float, Float32, Int, Int32, UInt32
 
 from hubbub.errors import RoundError
 from hubbub.mechanism.clip import slack
@@ -30,8 +29,7 @@ def encode_update(
     Every noise scale downstream is a multiple of `max_norm`, and this is what makes that true.
 
     Args:
-        update: New weights minus old weights, flattened. Float32, so that no square of a finite value overflows or
-            vanishes in float64.
+        update: New weights minus old weights, flattened.
         scale: Power of two s.
         max_norm: Clipping norm C, in units of the weights; s C at most 2^21.
 
@@ -43,41 +41,44 @@ def encode_update(
     Source:
         McMahan et al. 2018, arXiv:1710.06963, Algorithm 1.
     """
-    square = 0.0
-    for _, wide in _widened(update):
-        square += float(np.dot(wide, wide))
-    norm = math.sqrt(square)
+    norm = _norm(update)
     if not math.isfinite(norm):
         return np.zeros(update.size, dtype=np.int32)
     encoded = np.empty(update.size, dtype=np.int32)
     reach, largest_square = max_norm * slack(update.size), _largest_square(scale, max_norm)
     factor = scale if norm <= reach else scale * (reach / norm)
     while (square := _truncate(update, factor, encoded)) > largest_square:
-        factor *= math.sqrt(largest_square / square) * (1.0 - 2.0**-20)  # below 1: each integer but 0 gets smaller
+        factor *= math.sqrt(largest_square / square) * (1.0 - 2.0**-20)
     return encoded
 
 
-def _truncate(update: Float32[np.ndarray, " params"], factor: float, out: Int32[np.ndarray, " params"]) -> float:
-    """Write the integers, and return the sum of their squares.
-
-    The sum is of integers in float64: exact up to 2^53, in any order, and too large where it is not exact.
-    """
+def _norm(update: Float32[np.ndarray, " params"]) -> float:
+    """The L2 norm to float32's rounding: it says which factor to try first, and no more."""
     square = 0.0
-    for at, wide in _widened(update):
-        np.trunc(np.multiply(wide, factor, out=wide), out=wide)
-        square += float(np.dot(wide, wide))
-        out[at] = wide
-    return square
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, update.size, _BLOCK):
+            block = update[start : start + _BLOCK]
+            square += float(block.dot(block))
+    if not math.isfinite(square):  # too large for squares in float32, or no number
+        square = float(np.square(update, dtype=np.float64).sum())
+    return math.sqrt(square)
 
 
-def _widened(update: Float32[np.ndarray, " params"]) -> Iterator[tuple[slice, Float64[np.ndarray, " block"]]]:
-    """The update in float64, block by block in one place that stays in the processor's cache."""
-    room = np.empty(min(_BLOCK, update.size))
+def _truncate(update: Float32[np.ndarray, " params"], factor: float, out: Int32[np.ndarray, " params"]) -> float:
+    """Write the integers, and return the sum of the squares of what was written.
+
+    The sum is of integers in float64: exact up to 2^53, in any order, and too large where it is not exact. Block by
+    block, in places that stay in the processor's cache.
+    """
+    square, most = 0.0, min(_BLOCK, update.size)
+    narrow, wide = np.empty(most, dtype=np.float32), np.empty(most)
     for start in range(0, update.size, _BLOCK):
-        at = slice(start, min(start + _BLOCK, update.size))
-        wide = room[: at.stop - at.start]
-        wide[:] = update[at]
-        yield at, wide
+        block, written = update[start : start + _BLOCK], out[start : start + _BLOCK]
+        written[:] = np.multiply(block, factor, out=narrow[: block.size])  # as C does, toward zero
+        exact = wide[: block.size]
+        exact[:] = written
+        square += float(exact.dot(exact))
+    return square
 
 
 @lru_cache(maxsize=64)

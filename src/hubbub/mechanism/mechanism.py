@@ -172,10 +172,26 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
                 piece += to_ring(self._noise(piece.size, randomness))
         return sent
 
-    def release(self, total: UInt32[np.ndarray, " length"], randomness: Randomness) -> Int[np.ndarray, " length"]:
-        """The integer sum that a round releases: noised here if the coordinator owes the noise, else as it is."""
-        exact = from_ring(total)
-        return self.noised(exact, randomness) if self.noise == "server" else exact
+    def owed(self, randomness: Randomness) -> Int64[np.ndarray, " length"] | None:
+        """Noise that the coordinator owes one sum, which may not be there yet; None where it owes none."""
+        return self._noise(self.length, randomness) if self.noise == "server" and self.sigma else None
+
+    def release(
+        self,
+        total: UInt32[np.ndarray, " length"],
+        randomness: Randomness,
+        *,
+        owed: Int64[np.ndarray, " length"] | None = None,
+    ) -> Int[np.ndarray, " length"]:
+        """The integer sum that a round releases: noised here if the coordinator owes the noise, else as it is.
+
+        Args:
+            total: What participants sent, modulo 2^32.
+            randomness: Of the noise.
+            owed: What `owed` drew before, for this sum and no other; given up. None: it is drawn now.
+        """
+        exact, noise = from_ring(total), self.owed(randomness) if owed is None else owed
+        return exact if noise is None else np.add(noise, exact, out=noise)
 
 
 def integer_sensitivity(max_norm: float, scale: float, dimension: int) -> float:

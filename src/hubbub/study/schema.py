@@ -1,10 +1,11 @@
 """One participant's records, checked against the columns that the study declares."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from numpy.typing import NDArray
 
 from hubbub.errors import CodeError
@@ -43,6 +44,16 @@ class Slots:
     def __len__(self) -> int:
         """The public number of slots N_i."""
         return len(self.is_real)
+
+    @cached_property
+    def real(self) -> Int[np.ndarray, " real"]:
+        """Which slots are no null slots, in order; looked up once, as a run asks every round."""
+        return np.flatnonzero(self.is_real)
+
+    @cached_property
+    def y_range(self) -> tuple[Any, Any]:
+        """Least and greatest y of at least one slot; also looked up once."""
+        return self.y.min(), self.y.max()
 
 
 def made_up(data: Data, rows: int = 64) -> Slots:
