@@ -1,6 +1,8 @@
 """Clipped gradient sums: right by plain autograd, and a record moves nothing but its own part."""
 
 import copy
+import subprocess
+import sys
 from fractions import Fraction
 from functools import cache
 
@@ -13,6 +15,7 @@ from torch import nn
 
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.errors import CodeError
+from hubbub.local.bookkeeping import is_torchs
 from hubbub.local.gradients import PerExample, choose, clipped_sums
 from hubbub.local.torch_model import cross_entropy
 from hubbub.mechanism import Mechanism
@@ -310,6 +313,88 @@ def test_a_model_whose_examples_interact_is_refused(kind):
         "model(): weight, the gradient of one example must not depend on another, found that it does"
     )
     assert caught.value.hint == "look for layers that share state or statistics between examples"
+
+
+class Peeks(nn.Linear):
+    """Mixes records at values that no self-test makes up."""
+
+    def forward(self, x):
+        return super().forward(x * 0 if x.abs().max() > 1e6 else x)
+
+
+def peeking_loss(outputs, y):
+    return cross_entropy(outputs * 0 if outputs.abs().max() > 1e6 else outputs, y)
+
+
+def peeking_hook():
+    module = nn.Sequential(nn.Linear(6, 3), nn.Identity())
+    module[1].register_forward_hook(lambda _module, _inputs, x: x * 0 if x.abs().max() > 1e6 else x)
+    return module
+
+
+def peeking_backward():
+    module = nn.Sequential(nn.Linear(6, 3), nn.Identity())
+    module[1].register_full_backward_pre_hook(lambda _, out: (out[0] * (out[0].abs().max() < 1e6),))
+    return module
+
+
+def replaced_forward():
+    module = nn.Sequential(nn.Linear(6, 3), nn.Identity())
+    module[1].forward = lambda x: x * 0 if x.abs().max() > 1e6 else x
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (lambda: Peeks(6, 3), cross_entropy),
+        (lambda: nn.Sequential(nn.Linear(6, 6), Peeks(6, 3)), cross_entropy),
+        (lambda: nn.Linear(6, 3), peeking_loss),
+        (peeking_hook, cross_entropy),
+        (replaced_forward, cross_entropy),
+    ],
+    ids=["model", "layer", "loss", "hook", "replaced"],
+)
+def test_code_that_looks_at_values_is_refused_whatever_it_does_at_made_up_ones(make, loss):
+    with pytest.raises(RuntimeError, match="vmap: It looks like you're"):
+        choose(make(), loss, make_slots("linear", 3), 64)
+
+
+def test_only_a_model_without_its_authors_code_is_spared_vmap():
+    assert is_torchs(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(8, 3)))
+    for make in (lambda: Peeks(6, 3), peeking_hook, peeking_backward, replaced_forward):
+        assert not is_torchs(make())
+    assert not is_torchs(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)))
+
+
+@pytest.mark.parametrize("mixing", [nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False, track_running_stats=False)])
+def test_torchs_own_layers_that_mix_examples_are_refused(mixing):
+    with pytest.raises((ValueError, RuntimeError, CodeError)):
+        choose(nn.Sequential(nn.Linear(6, 6), mixing, nn.Linear(6, 3)), cross_entropy, make_slots("linear", 3), 64)
+
+
+def test_torchs_own_layer_that_mixes_examples_in_a_batch_is_given_them_one_by_one():
+    module = nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=0), nn.Linear(3, 3))
+    assert isinstance(choose(module, cross_entropy, make_slots("linear", 3), 64), PerExample)
+
+
+WITHOUT_COMPILER = """
+import sys
+import numpy as np
+from torch import nn
+from hubbub.local.gradients import choose
+from hubbub.local.torch_model import cross_entropy
+from hubbub.study import Slots
+slots = Slots(np.ones((8, 6), np.float32), np.zeros(8, np.int64), np.ones(8, dtype=bool))
+choose(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), cross_entropy, slots, 8)
+print(sorted({"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_torchs_own_layers_loads_no_compiler():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("name", MODELS)

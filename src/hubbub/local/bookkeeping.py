@@ -3,7 +3,7 @@
 A record is kept of what goes into each layer, one call of autograd gives the gradient of what comes out, and both
 together are every record's gradient: `parts.py` turns them into norms and weighted sums. It needs a model in which
 every trained parameter belongs to a supported layer that is called once, batch first; `fit` finds out on made-up
-records, by the graph and by comparison with `vmap`, and says None where that is not so.
+records, by the graph and by comparison with gradients formed record by record, and says None where that is not so.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -90,7 +90,7 @@ class Bookkeeper:
         """What went into each layer, and the gradient of the losses with respect to what came out."""
         seen, losses = self._forward(x, y)
         edges = [one[0].edge for one in seen.values()]
-        gradients = torch.autograd.grad(losses, edges, torch.ones_like(losses))  # of their sum, which costs more
+        gradients = torch.autograd.grad(losses.sum(), edges)  # given ones, torch loads sympy to compare shapes
         return {
             name: (calls[0].inputs.detach(), gradient)
             for (name, calls), gradient in zip(seen.items(), gradients, strict=True)
@@ -237,10 +237,19 @@ def _layers(module: nn.Module) -> dict[str, nn.Module] | None:
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer is of a supported kind and does what its class does: no subclass, hook or replaced method."""
     is_supported = LAYERS.get(type(layer))
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    is_changed = "forward" in vars(layer) or any(getattr(layer, hook) for hook in hooks)
     names = {name for name, _ in layer.named_parameters()}
-    return is_supported is not None and is_supported(layer) and not is_changed and names <= {"weight", "bias"}
+    return is_supported is not None and is_supported(layer) and not _is_changed(layer) and names <= {"weight", "bias"}
+
+
+def _is_changed(layer: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in vars(layer) or any(getattr(layer, hook) for hook in hooks)
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Whether a model is made of PyTorch's own modules, unchanged: no code of its author's runs in it."""
+    modules = list(module.modules())
+    return all(type(one).__module__.startswith("torch.nn.modules.") and not _is_changed(one) for one in modules)
 
 
 def _recorded(forward: Callable[[Tensor], Tensor], calls: list[_Seen]) -> Callable[[Tensor], Tensor]:

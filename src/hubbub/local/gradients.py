@@ -6,7 +6,9 @@ and padding keep their row, with zeroed inputs and weight zero. (At another numb
 pick another kernel, and every other row's gradient changes in its last bits.)
 
 Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them,
-at the number of rows that they are for.
+at the number of rows that they are for. Where an author's own code runs in a model, vmap runs it first: it refuses
+code that looks at values, which may mix records at other values than the made-up ones. vmap's gradients load a
+compiler that nobody uses, for a second; a model of PyTorch's own modules is spared that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import fit, is_same_beside, seeded
+from hubbub.local.bookkeeping import fit, is_same_beside, is_torchs, seeded
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -110,9 +112,26 @@ def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example:
     """
     module.train()
     x, y = made_up_rows(example, min(microbatch, MOST_ROWS))
+    return _fit_torchs(module, loss, x, y) or _fit_any(module, loss, x, y)
+
+
+def _fit_any(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Clipper:
     clipper = PerExample(module, loss, len(x))
     self_test(clipper, x, y)
     return fit(module, loss, x, y, clipper.rows) or clipper
+
+
+def _fit_torchs(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Clipper | None:
+    """The book-keeping clipper of a model that holds no code of its author's; None for any other."""
+    from hubbub.local.torch_model import cross_entropy
+
+    def rows(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        named = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        losses = (loss(module(x[row : row + 1]), y[row : row + 1]).sum() for row in range(len(x)))
+        gradients = [torch.autograd.grad(one, list(named.values())) for one in losses]
+        return dict(zip(named, map(torch.stack, zip(*gradients, strict=True)), strict=True))
+
+    return fit(module, loss, x, y, rows) if loss is cross_entropy and is_torchs(module) else None
 
 
 def _pack(slots: Slots, rows: NDArray[Any], count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
