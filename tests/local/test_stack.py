@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from hubbub.errors import CodeError
 from hubbub.local.layout import Layout
-from hubbub.local.stack import MOST, Stack, is_right, logistic, vectorised
+from hubbub.local.stack import FEW, MOST, Stack, is_right, logistic, vectorised
 from hubbub.local.torch_model import TorchModel, cross_entropy
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.config import Training
@@ -257,6 +257,16 @@ def test_a_wrong_formula_is_found_out():
     assert is_right(stack, made.initial(), slots(64), of)
     for step in (half, mixing):
         assert not is_right(type(stack)(step), made.initial(), slots(64), of)
+
+
+def test_a_learner_says_how_many_train_at_once():
+    made = learner(linear)
+    made.self_test(slots(64), microbatch=None)
+    assert made.together == FEW
+    made._way = vectorised(made.module, made.loss, made.layout)
+    assert made.together == MOST
+    made._way = None
+    assert made.together == 1
 
 
 @pytest.mark.parametrize("participants", [1, 40])
