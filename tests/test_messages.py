@@ -112,7 +112,7 @@ def test_every_message_of_a_round_names_the_attempt_that_it_belongs_to(kind):
 
 @given(hnp.arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_a_model_comes_back_from_the_wire(parameters):
-    packed = pack_parameters(parameters)
+    packed = bytes(pack_parameters(parameters))
     assert len(packed) == 4 * parameters.size
     np.testing.assert_array_equal(unpack_parameters(packed, parameters.size), parameters)
 

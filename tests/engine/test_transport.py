@@ -13,7 +13,7 @@ hosts = pytest.mark.parametrize("carrier", HOSTS, indirect=True)
 
 
 def echo(question):
-    return question
+    return bytes(question)
 
 
 @pytest.fixture
