@@ -380,8 +380,8 @@ AT_ITS_BEGINNING = [
     "Running.run > EventLog.flush after",
 ]
 AT_ITS_END = [
-    "Running._finish > RunFolder.write before",
-    "Running._finish > RunFolder.write after",
+    "Running._finish > RunFolder.write_model before",
+    "Running._finish > RunFolder.write_model after",
     "Running._finish > Record.append after",
     "Running._finish > Ledger.settle before",
     "Running._finish > Ledger.settle after",
@@ -410,7 +410,7 @@ AT_RESUMING = [
     "Running.run > Record.append after",
     "Running.run > EventLog.flush before",
     "Running.run > EventLog.flush after",
-    "Running._train > SitesHere.begin after",
+    "Running._coordinator > SitesHere.begin after",
     "SitesHere.attempt > Coordinator.open after",
 ]
 
