@@ -34,6 +34,7 @@ from hubbub.study import Study
 FORMAT = 1
 MODEL = "model.safetensors"
 SNAPSHOTS = ("snapshot-0", "snapshot-1")
+_KINDS = (np.float32, np.float64)
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,12 +54,13 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class SnapshotFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """First line of a snapshot.
+    """First line of a snapshot, before its arrays of as many values as the model has parameters.
 
     Args:
         closed: The closing event of its round, as it stands in the log.
         sha256: Of the arrays that follow.
-        arrays: How many follow: the parameters, and what momentum has gathered where there is momentum.
+        arrays: How many follow, in the machine's order of bytes: the parameters, float32, and what momentum has
+            gathered, float64, where there is momentum.
     """
 
     closed: str
@@ -163,7 +165,7 @@ class RunFolder:
         with _overwritten(self.path / SNAPSHOTS[closed.round_number % 2]) as file:
             file.write(msgspec.json.encode(facts) + b"\n")
             for array in arrays:
-                np.save(file, array, allow_pickle=False)
+                file.write(np.ascontiguousarray(array).data)
 
     def read_snapshot(self, plan: Plan, closed: int) -> tuple[Progress, RoundClosed] | None:
         """The model after the last closed round, and that round's closing event; None before the first.
@@ -208,12 +210,11 @@ def _read_snapshot(path: Path, dimension: int) -> tuple[Progress, RoundClosed] |
     try:
         with path.open("rb") as file:
             facts = msgspec.json.decode(file.readline(), type=SnapshotFacts)
-            arrays: list[Any] = [np.load(file, allow_pickle=False) for _ in range(facts.arrays)]
-        closed = decode_event(facts.closed.encode())
-        parameters, *velocity = arrays
-    except (OSError, EOFError, ValueError, MemoryError, InputError):  # msgspec's errors are ValueErrors
+            arrays: list[Any] = [np.fromfile(file, kind, dimension) for kind in _KINDS[: facts.arrays]]
+            is_whole = all(array.size == dimension for array in arrays) and not file.read(1)
+        closed = decode_event(facts.closed)
+    except (OSError, ValueError, InputError):  # msgspec's errors are ValueErrors
         return None
-    is_right = parameters.shape == (dimension,) and parameters.dtype == np.float32
-    if not isinstance(closed, RoundClosed) or not is_right or _digest(arrays) != facts.sha256:
+    if not isinstance(closed, RoundClosed) or not is_whole or not arrays or _digest(arrays) != facts.sha256:
         return None
-    return Progress(parameters, velocity[0] if velocity else None, closed.round_number + 1), closed
+    return Progress(arrays[0], arrays[1] if arrays[1:] else None, closed.round_number + 1), closed
