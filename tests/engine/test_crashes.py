@@ -418,7 +418,7 @@ AT_RESUMING = [
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_killed_while_it_writes_a_snapshot_it_goes_on_from_the_one_before(server, tmp_path, nth):
     world = next(worlds(server, tmp_path, "exact"))
-    assert world.go(place="RunFolder.write_snapshot > BufferedWriter.write before", nth=nth) == KILLED
+    assert world.go(place="RunFolder.write_snapshot > BufferedWriter.write before", nth=2 * nth) == KILLED
     assert world.go() == 0, (world.notes / "output").read_text()
     world.check_end()
     assert set(world.sent) == {(1, 1), (2, 1), (3, 1), (4, 1), (nth, 2)}

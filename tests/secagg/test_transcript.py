@@ -119,7 +119,7 @@ def test_each_message_with_one_byte_changed_is_refused_by_name(make_world, make_
         client = world.clients[peer]
         if client.stage == "training":
             client.charge()
-            client.mask(vectors[peer])
+            client.mask(vectors[peer].copy())
         stage = world.server.stage
         gone = {name for name, dropped in drops.items() if stage in STAGES[STAGES.index(dropped) :]}
         if direction == "from" and not world.server.awaited - gone:
