@@ -22,7 +22,7 @@ ATTEND = "/hubbub.Direct/Attend"
 
 
 def echo(question):
-    return question
+    return bytes(question)
 
 
 def never(question):

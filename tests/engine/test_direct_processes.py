@@ -110,7 +110,7 @@ def test_a_slow_wire_is_not_a_dead_one(direct, wire):
     line = wire(one.transport.port)
     line.pause = lambda size: size / 4_000_000
     seen = []
-    one.join("north", lambda question: seen.append(1) or question, line.address)
+    one.join("north", lambda question: seen.append(1) or bytes(question), line.address)
     [(_, reply)] = one.transport.ask({"north": bytes(12_000_000)}, seconds=60)
     assert len(reply) == 12_000_000
     assert seen == [1]
