@@ -274,7 +274,8 @@ def _patches(layer: Any, inputs: Tensor) -> Tensor:
     `functional.unfold` gives the same and takes four times as long.
     """
     pads = [0 for _ in layer.kernel_size] if layer.padding == "valid" else layer.padding
-    seen = functional.pad(inputs, [pad for one in reversed(pads) for pad in (one, one)])
+    whole = inputs.contiguous()  # channels last, patches would be gathered number by number
+    seen = functional.pad(whole, [pad for one in reversed(pads) for pad in (one, one)])
     spans = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
     for axis, (kernel, dilation, stride) in enumerate(spans, start=2):
         seen = seen.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
