@@ -27,6 +27,9 @@ from hubbub.study.config import Training
 EVALUATION_ROWS, EVALUATION_VALUES = 512, 2**22
 """Most test records, and values that one layer makes of them, in a piece: more would not stay near the processor."""
 
+MOST_TRIED = 2**22
+"""Parameters up to which a formula is tried: that takes a dozen models in memory, and gains a large one little."""
+
 _add = torch._foreach_add_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # what torch's own optimisers call
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -124,14 +127,19 @@ class TorchModel:
                 self._clipper = choose(self.module, self.loss, example, microbatch)
             else:
                 self._forgets(*made_up_rows(example, len(example)))
-                formula = logistic(self.module, self.layout) or dense(self.module, self.layout)
-                self._way = self._fit(formula if self._is_default_loss else None, example)
+                has_formula = self._is_default_loss and self.dimension <= MOST_TRIED
+                formula = (
+                    (logistic(self.module, self.layout) or dense(self.module, self.layout)) if has_formula else None
+                )
+                self._way = self._fit(formula, example)
             for name, value in self._state():
                 if name in self._untrained and not torch.equal(value, self._untrained[name]):
                     raise _memory(name)
 
     def _fit(self, way: Way | None, example: Slots) -> Way | None:
         """A way that was tried on made-up records, or None."""
+        if way is None:
+            return None
 
         def one_by_one(
             everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes]
@@ -140,7 +148,7 @@ class TorchModel:
             return [self._update(start, slots, training, seed).copy() for slots, seed in pairs]
 
         start = self.initial() + np.random.default_rng(0).normal(scale=0.1, size=self.dimension).astype(np.float32)
-        return way if way is not None and is_right(way, start, example, one_by_one) else None
+        return way if is_right(way, start, example, one_by_one) else None
 
     def rehearse(self, example: Slots, training: Training, *, participants: int, rows: int) -> None:
         """Train made-up participants one by one and stacked by vmap; whichever is faster is used from now on."""
@@ -166,11 +174,13 @@ class TorchModel:
                 self._way = one_by_one
 
     def _forgets(self, x: Tensor, y: Tensor) -> None:
-        runs: list[tuple[Tensor, ...]] = []
-        for inputs in (x, torch.ones_like(x) if x.is_floating_point() else torch.zeros_like(x), x):
+        def gradients(inputs: Tensor) -> tuple[Tensor, ...]:
             torch.manual_seed(0)
-            runs.append(self._gradients(inputs, y))
-        if not all(torch.equal(first, last) for first, last in zip(runs[0], runs[2], strict=True)):
+            return self._gradients(inputs, y)
+
+        first = gradients(x)
+        gradients(torch.ones_like(x) if x.is_floating_point() else torch.zeros_like(x))
+        if not all(torch.equal(before, after) for before, after in zip(first, gradients(x), strict=True)):
             raise _memory("the module")
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
