@@ -296,7 +296,7 @@ def compare(carrier: str, rounds: int, flower: list[float]) -> list[Result]:
         Result(f"a killed site is in the run again, once it dials, {carrier}", [found["back"]], goals[1]),
     ]
     for kind, size in large.items():
-        what = f"memory for a round of {4 * LARGE // 10**6} MB in a {kind} process / its size, {carrier}"
+        what = f"memory for a round of {4 * LARGE // 10**6} MB of ndarrays in a {kind} process / its size, {carrier}"
         results.append(Result(what, [(size - small[kind]) / (4 * LARGE)], "<= 3 x"))
     if flower:
         ratios = [flower[-1] / at for at in found["seconds"]]

@@ -6,11 +6,13 @@ import pytest
 
 import hubbub
 from hubbub.coordinator import Coordinator, Progress
+from hubbub.coordinator.step import ServerStep
 from hubbub.errors import RoundError
 from hubbub.events import RoundClosed, RoundFailed
 from hubbub.mechanism.encode import to_ring
 from hubbub.messages import Contribution, decode_message, encode_message, pack_values, unpack_parameters
 from hubbub.randomness import OperatingSystemRandomness, SeededRandomness
+from hubbub.study.config import Training
 
 EVERYTHING = {"examples": "everything", "probability": None}
 
@@ -78,6 +80,24 @@ def test_server_momentum_adds_up_past_steps(coordinator, settings):
         end(machine)
         moved.append(float((before - machine.parameters)[0]))
     assert moved == pytest.approx([1.0, 1.5, 1.75])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_sums_of_32_and_64_bits_move_the_model_alike_and_leave_the_old_one_as_it_was(coordinator, momentum):
+    plan, size = coordinator()[1], 40_000  # several blocks
+    plan = msgspec.structs.replace(plan, mechanism=msgspec.structs.replace(plan.mechanism, dimension=size))
+    training = Training(algorithm="fedavgm", rounds=3, learning_rate=0.1, batch_size=4, momentum=momentum)
+    ends = []
+    for kind in (np.int32, np.int64):
+        rng, step = np.random.default_rng(0), ServerStep(plan, training)
+        first = rng.normal(size=size).astype(np.float32)
+        before, model = first.copy(), first
+        for _ in range(3):
+            model, norm = step.move(model, rng.integers(-(2**30), 2**30, size).astype(kind))
+        np.testing.assert_array_equal(first, before)
+        ends.append((model.tobytes(), norm, None if step.velocity is None else step.velocity.tobytes()))
+    assert ends[0] == ends[1]
+    assert (ends[0][2] is None) == (momentum == 0.0)
 
 
 @pytest.mark.parametrize("is_ahead", [False, True])

@@ -9,8 +9,7 @@ from torch import nn
 
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.local.bookkeeping import Bookkeeper, bounds
-from hubbub.local.gradients import PerExample, choose
-from hubbub.local.torch_model import cross_entropy
+from hubbub.local.gradients import PerExample, choose, cross_entropy
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots

@@ -16,8 +16,7 @@ from torch import nn
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.errors import CodeError
 from hubbub.local.bookkeeping import is_torchs
-from hubbub.local.gradients import PerExample, choose, clipped_sums
-from hubbub.local.torch_model import cross_entropy
+from hubbub.local.gradients import PerExample, choose, clipped_sums, cross_entropy
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -383,7 +382,7 @@ import sys
 import numpy as np
 from torch import nn
 from hubbub.local.gradients import choose
-from hubbub.local.torch_model import cross_entropy
+from hubbub.local.gradients import cross_entropy
 from hubbub.study import Slots
 slots = Slots(np.ones((8, 6), np.float32), np.zeros(8, np.int64), np.ones(8, dtype=bool))
 choose(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), cross_entropy, slots, 8)

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from hubbub.errors import CodeError
+from hubbub.local.gradients import cross_entropy
 from hubbub.local.layout import Layout
 from hubbub.local.stack import FEW, MOST, Stack, is_right, logistic, vectorised
-from hubbub.local.torch_model import TorchModel, cross_entropy
+from hubbub.local.torch_model import TorchModel
 from hubbub.study import Code, Examples, Slots
 from hubbub.study.config import Training
 

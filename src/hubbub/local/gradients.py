@@ -11,7 +11,7 @@ code that looks at values, which may mix records at other values than the made-u
 compiler that nobody uses, for a second; a model of PyTorch's own modules is spared that.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import fit, is_same_beside, is_torchs, seeded
+from hubbub.local.bookkeeping import Loss, fit, is_same_beside, is_torchs, seeded
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -76,7 +76,7 @@ class PerExample:
         microbatch: Rows of a microbatch.
     """
 
-    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], microbatch: int) -> None:
+    def __init__(self, module: nn.Module, loss: Loss, microbatch: int) -> None:
         self._module = module
         self.microbatch = microbatch
 
@@ -98,7 +98,7 @@ class PerExample:
         return _clipped_sum(self.rows(x, y), weights, mechanism)
 
 
-def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example: Slots, microbatch: int) -> Clipper:
+def choose(module: nn.Module, loss: Loss, example: Slots, microbatch: int) -> Clipper:
     """The fastest clipper that is right for a model; the model is in training mode afterwards.
 
     Args:
@@ -115,15 +115,14 @@ def choose(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], example:
     return _fit_torchs(module, loss, x, y) or _fit_any(module, loss, x, y)
 
 
-def _fit_any(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Clipper:
+def _fit_any(module: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Clipper:
     clipper = PerExample(module, loss, len(x))
     self_test(clipper, x, y)
     return fit(module, loss, x, y, clipper.rows) or clipper
 
 
-def _fit_torchs(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Clipper | None:
+def _fit_torchs(module: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Clipper | None:
     """The book-keeping clipper of a model that holds no code of its author's; None for any other."""
-    from hubbub.local.torch_model import cross_entropy
 
     def rows(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         named = {name: value for name, value in module.named_parameters() if value.requires_grad}
@@ -132,6 +131,11 @@ def _fit_torchs(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: 
         return dict(zip(named, map(torch.stack, zip(*gradients, strict=True)), strict=True))
 
     return fit(module, loss, x, y, rows) if loss is cross_entropy and is_torchs(module) else None
+
+
+def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Per-example cross-entropy of [n, classes] scores."""
+    return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
 
 
 def _pack(slots: Slots, rows: NDArray[Any], count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:

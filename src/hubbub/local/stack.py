@@ -10,7 +10,7 @@ result depends on who else is in the stack.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,29 +42,23 @@ ROOM = 2**23
 Update = Float32[np.ndarray, " params"]
 
 
-@runtime_checkable
-class Step(Protocol):
-    """One step of SGD for everybody in a stack, in place."""
+class Batch(NamedTuple):
+    """What everybody in a stack trains on in one step.
 
-    def __call__(
-        self,
-        flat: Float32[np.ndarray, "stack params"],
-        x: NDArray[Any],
-        y: NDArray[Any],
-        share: Float32[np.ndarray, "stack batch"],
-        *,
-        rate: float,
-    ) -> None:
-        """Move the weights.
+    Args:
+        x: [stack, batch, ...].
+        y: [stack, batch, ...].
+        share: What each record's loss counts for: 1 over the records of its batch, 0 for padding.
+    """
 
-        Args:
-            flat: The weights, a row each.
-            x: [stack, batch, ...].
-            y: [stack, batch, ...].
-            share: What each record's loss counts for: 1 over the records of its batch, 0 for padding.
-            rate: Learning rate.
-        """
-        ...
+    x: NDArray[Any]
+    y: NDArray[Any]
+    share: Float32[np.ndarray, "stack batch"]
+
+
+Weights = Float32[np.ndarray, "stack params"]
+Step = Callable[[Weights, Batch, float], None]
+"""One step of SGD for everybody in a stack: moves their weights, a row each, in place, at a learning rate."""
 
 
 @runtime_checkable
@@ -113,8 +107,8 @@ class Stack:
     ) -> Float32[np.ndarray, "some params"]:
         flat = np.broadcast_to(parameters, (self.rows, parameters.size)).copy()
         with np.errstate(over="ignore", invalid="ignore"):
-            for x, y, share in zip(*_lay(everyone, training, seeds, self.rows), strict=True):
-                self.step(flat, x, y, share, rate=training.learning_rate)
+            for batch in _lay(everyone, training, seeds, self.rows):
+                self.step(flat, batch, training.learning_rate)
             flat -= parameters
         return flat[: len(everyone)]
 
@@ -125,10 +119,8 @@ def are_labels(slots: Slots, classes: int) -> bool:
     return bool(least >= 0 and greatest < classes)
 
 
-def _lay(
-    everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes], rows: int
-) -> tuple[NDArray[Any], NDArray[Any], Float32[np.ndarray, "steps stack batch"]]:
-    """Everybody's shuffled batches: x, y and shares, [steps, stack, batch, ...]."""
+def _lay(everyone: Sequence[Slots], training: Training, seeds: Sequence[bytes], rows: int) -> Iterator[Batch]:
+    """Everybody's shuffled records, step by step."""
     size, first = training.batch_size, everyone[0]
     batches = [-(-slots.real.size // size) for slots in everyone]
     room = (rows, training.local_epochs * max(batches) * size)
@@ -143,7 +135,7 @@ def _lay(
             slots.y.take(order, 0, out=y[at, start:end], mode="clip")
             share[at, start : end - rest] = 1 / size
             share[at, end - rest : end] = 1 / max(rest, 1)
-    return _by_step(x, size), _by_step(y, size), _by_step(share, size)
+    return map(Batch, *(_by_step(laid, size) for laid in (x, y, share)))
 
 
 def _by_step(laid: NDArray[Any], size: int) -> NDArray[Any]:
@@ -170,14 +162,8 @@ def _logistic_step(inputs: int, classes: int, *, has_bias: bool) -> Step:
     """In numpy, as each operation costs a fraction of torch's; scores lie by class first, one stride in each."""
     size = classes * inputs
 
-    def step(
-        flat: Float32[np.ndarray, "stack params"],
-        x: NDArray[Any],
-        y: NDArray[Any],
-        share: Float32[np.ndarray, "stack batch"],
-        *,
-        rate: float,
-    ) -> None:
+    def step(flat: Weights, batch: Batch, rate: float) -> None:
+        x, y, share = batch
         weights, rows = flat[:, :size].reshape(-1, classes, inputs), x.reshape(*share.shape, inputs)
         scores = np.empty((classes, *share.shape), dtype=np.float32)
         np.matmul(weights, rows.swapaxes(1, 2), out=scores.swapaxes(0, 1))
@@ -207,15 +193,8 @@ def vectorised(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], layo
 
     gradients = vmap(grad(one), randomness="error")
 
-    def step(
-        flat: Float32[np.ndarray, "stack params"],
-        x: NDArray[Any],
-        y: NDArray[Any],
-        share: Float32[np.ndarray, "stack batch"],
-        *,
-        rate: float,
-    ) -> None:
-        parts, records = torch.from_numpy(flat).split(sizes, 1), [torch.from_numpy(part) for part in (x, y, share)]
+    def step(flat: Weights, batch: Batch, rate: float) -> None:
+        parts, records = torch.from_numpy(flat).split(sizes, 1), map(torch.from_numpy, batch)
         views = [part.view(MOST, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
         for view, gradient in zip(views, gradients(tuple(views), *records), strict=True):
             view.sub_(gradient, alpha=rate)

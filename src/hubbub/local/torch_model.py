@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
+from hubbub.local.bookkeeping import Loss
 from hubbub.local.dense import dense
-from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
+from hubbub.local.gradients import Clipper, choose, clipped_sums, cross_entropy, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import layer_seed, shuffled
@@ -32,8 +33,6 @@ MOST_TRIED = 2**22
 
 _add = torch._foreach_add_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # what torch's own optimisers call
 
-PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
-
 
 class TorchModel:
     """A module, its per-example loss, and one flat vector that its trained parameters are views into.
@@ -47,7 +46,7 @@ class TorchModel:
     """
 
     def __init__(self, code: Code, seed: int) -> None:
-        self.loss: PerExampleLoss = code.loss or cross_entropy
+        self.loss: Loss = code.loss or cross_entropy
         self._made = partial(_make, code, seed)
         self.module = self._made()
         trained = _trained(self.module)
@@ -65,8 +64,8 @@ class TorchModel:
     def _lay(self) -> list[tuple[Tensor, Tensor]]:
         """Make the parameters views into the flat vector, but for weights of convolutions: these lie apart.
 
-        Channels last, as here, a convolution takes up to half the time; a grouped one takes longer to train, so a
-        model that has one keeps to the flat vector.
+        Channels last, as here, a convolution takes less time; a grouped one takes more to train, so a model that has
+        one keeps to the flat vector.
 
         Returns:
             Pairs of a parameter's own memory and its place in the flat vector.
@@ -315,11 +314,6 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.generic]]:
     return {name: value.detach().numpy() for name, value in tensors.items()}
-
-
-def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Per-example cross-entropy of [n, classes] scores."""
-    return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
 
 
 def _most_rows(module: nn.Module, x: Tensor) -> int:
