@@ -3,6 +3,7 @@
 import datetime as dt
 import hashlib
 import json
+import re
 import shutil
 import time
 from typing import get_args
@@ -180,7 +181,15 @@ def test_a_key_file_open_to_others_signs_nothing(desk):
     assert error.endswith("must be readable by its owner only, found it open to others; nothing signed")
 
 
-def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk):
+def values_in(document):
+    """Names, texts and numbers that are in a JSON document."""
+    if isinstance(document, dict):
+        return [one for name, inner in document.items() for one in [name, *values_in(inner)]]
+    return [one for inner in document for one in values_in(inner)] if isinstance(document, list) else [document]
+
+
+def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     code, error = desk.refused("propose", "study", study, who="scientist")
     assert (code, error) == (2, "site-a, must hold a registered dataset, found none; nothing recorded")
     data = [desk.register(site) for site in SITES]
@@ -189,17 +198,23 @@ def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk):
     assert waiting["id"].startswith(case)
     assert waiting["waits for"].endswith("1 data-owner of clinic-c, 1 privacy-officer")
     assert case in desk.type("approvals")
-    whole = json.loads(desk.type("approvals", case))
+    whole = json.loads(desk.type("approvals", case, "--json"))
     assert set(whole["proposal"]["act"]["data"]) == set(data)
     assert whole["proposal"]["act"]["terms"]["epsilon"] == 3.0
+    shown = desk.type("approvals", case)
+    values = values_in(whole["proposal"]["act"])
+    assert [value for value in values if value is not None and str(value) not in shown] == []
+    assert re.search(r"terms\.epsilon +3\.0 ", shown)
+    assert re.search(r"waits for +1 data-owner of clinic-a, ", shown)
     words = ("--condition", "report weekly", "--expires", "7")
     assert desk.type("approve", case, *words, who="officer").endswith("data-owner of clinic-c\n")
     said = desk.approve(case, "owner-a", "owner-b", "owner-c")
     assert said == f"{case}: propose-study my-study: in force\n"
     assert desk.rows("approvals") == []
-    decisions = json.loads(desk.type("approvals", case))["decisions"]
+    decisions = json.loads(desk.type("approvals", case, "--json"))["decisions"]
     assert decisions["officer"]["conditions"] == ["report weekly"]
     assert decisions["officer"]["expires"] - decisions["officer"]["at"] == 7 * 86_400
+    assert re.search("decision of officer +approve on .*, on condition: report weekly ", desk.type("approvals", case))
 
 
 @pytest.mark.slow
