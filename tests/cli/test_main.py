@@ -204,6 +204,74 @@ def test_a_broken_study_py_is_one_line_that_names_the_place(study, capsys):
     assert error == "study.py:3, must import, ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_exit_in_study_py_is_no_exit_of_hubbub(study, capsys, code):
+    (study / "study.py").write_text(f"import sys\n\nsys.exit({code})\n")
+    found, error, _ = refused(capsys, "run", study)
+    assert found == 2
+    assert error == f"study.py:3, must import, SystemExit: {code}"
+
+
+def test_an_exit_of_a_loss_in_the_second_round_is_no_exit_of_hubbub(study, capsys):
+    with (study / "study.py").open("a") as file:
+        file.write(
+            "\n\ndef loss(outputs, y):\n"
+            f"    if outputs.requires_grad and __import__('os').path.exists({str(study / 'out' / 'snapshot-1')!r}):\n"
+            "        raise SystemExit(0)\n"
+            "    return torch.nn.functional.cross_entropy(outputs, y, reduction='none')\n"
+        )
+    code, error, hint = refused(capsys, "run", study, "--out", study / "out")
+    assert code == 2
+    assert error.startswith("study code at study.py:")
+    assert error.endswith(": model() or loss() in training, must not raise, SystemExit: 0")
+    assert hint == "take the exit out: whoever runs a study says when it ends"
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["new", LONG],
+        ["check", LONG],
+        ["plan", LONG],
+        ["run", LONG],
+        ["verify", LONG],
+        ["budget", "show", "--home", LONG],
+        ["budget", "show", "--study", LONG],
+        ["log", "show", "--home", LONG],
+        ["keys", "list", "--home", LONG],
+        ["incident", "list", "--home", LONG],
+        ["dataset", "list", "--home", LONG],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_one_error(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, error, hint = refused(capsys, *arguments)
+    assert code == 2
+    assert re.fullmatch(rf"{LONG}\S*, must be a [^,]*, (found )?'?File name too long'?; nothing .*", error)
+    assert hint in {"name another", "name another folder"}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_what_cannot_be_read_or_written_in_a_study_is_one_error(study, capsys, command):
+    (study / "study.py").unlink()
+    (study / "study.py").mkdir()
+    code, error, hint = refused(capsys, command, study)
+    assert code == 2
+    found = "found 'Is a directory'; nothing more was done"
+    assert error == f"{study}/study.py, must be a file or folder that can be used, {found}"
+    assert hint == f"ls -ld {study}/study.py"
+
+
+def test_an_exception_that_is_no_word_of_the_systems_keeps_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: (_ for _ in ()).throw(OSError("libx.so: cannot open")))
+    with pytest.raises(OSError, match="libx"):
+        main(["new", str(tmp_path / "study")])
+
+
 def test_every_command_stands_in_the_help():
     text = _parser().format_help()
     assert all(re.search(rf"hubbub {name}\b|^    {name}\s", text, re.MULTILINE) for name in COMMANDS)
