@@ -143,6 +143,23 @@ def test_a_budget_is_lowered_only_by_who_says_so(capsys, tmp_path):
     assert err == ""
 
 
+@pytest.mark.parametrize("columns", [36, 60, 100])
+def test_a_narrow_terminal_folds_names_and_crops_no_number(tmp_path, capsys, monkeypatch, columns):
+    names = [f"university-hospital-of-the-northern-district-{number}" for number in (1, 2)]
+    assert main(["budget", "grant", *names, "--epsilon", "12.75", "--home", str(tmp_path)]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["budget", "show", "--home", str(tmp_path), "--planned"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines)
+    told = [line.split() for line in lines if "12.7500" in line]
+    assert [words[-8:] for words in told] == [
+        ["example", "filter", "0.0000", "12.7500", "12.7500", "1e-05", "0", "0.0000"]
+    ] * 2
+    assert all(name in "".join(line.split()[0] for line in lines if line.strip()) for name in names)
+    assert max(map(len, lines)) <= max(columns, 70)
+
+
 def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
     assert main(["run", str(study), "--quiet"]) == 0
     assert main(["budget", "forecast", str(study)]) == 0
