@@ -134,13 +134,32 @@ def test_a_schedule_admits_its_plan_once(study, capsys):
 def test_a_budget_is_lowered_only_by_who_says_so(capsys, tmp_path):
     grant = ["budget", "grant", "--home", tmp_path, "--epsilon"]
     assert main([str(one) for one in (*grant, 9, "site-a", "site-b")]) == 0
-    code, error, hint = refused(capsys, *grant, 5.8, "site-*", "--delta", 1e-6)
+    code, error, hint = refused(capsys, *grant, 5.8, "site-*")
     assert (code, error) == (1, "site-a, has epsilon 9, found less, 5.8, and 1 more like it; nothing granted")
     assert hint == "name other datasets, or add --lower"
     assert main([str(one) for one in (*grant, 5.8, "site-b", "--lower")]) == 0
     out, err = capsys.readouterr()
     assert "5.8000" in out
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "hint"),
+    [
+        (["--unit", "client"], "has unit example, which stays as it is, found client", "--unit"),
+        (["--delta", "1e-6"], "has delta 1e-05, which stays as it is, found 1e-06", "--delta"),
+        (["--delta", "0"], "has delta 1e-05, which stays as it is, found 0.0", "--delta"),
+        (["--gaussian"], "has kind filter, which stays as it is, found gaussian", "--gaussian"),
+    ],
+)
+def test_a_budget_keeps_its_unit_delta_and_kind(capsys, tmp_path, options, words, hint):
+    grant = ["budget", "grant", "--home", str(tmp_path), "site-a", "--epsilon"]
+    assert main([*grant, "9"]) == 0
+    code, error, found = refused(capsys, *grant, 40, *options)
+    assert (code, error) == (1, f"site-a, {words}; nothing granted")
+    assert found == f"leave out {hint}, or grant to other names"
+    assert main([*grant, "40", "--unit", "example", "--delta", "1e-5"]) == 0
+    assert "40.0000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("columns", [36, 60, 100])
