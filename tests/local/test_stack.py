@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import cross_entropy
+from hubbub.local.bookkeeping import cross_entropy
 from hubbub.local.layout import Layout
 from hubbub.local.stack import FEW, MOST, Stack, is_right, logistic, vectorised
 from hubbub.local.torch_model import TorchModel

@@ -6,9 +6,10 @@ and padding keep their row, with zeroed inputs and weight zero. (At another numb
 pick another kernel, and every other row's gradient changes in its last bits.)
 
 Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them,
-at the number of rows that they are for. Where an author's own code runs in a model, vmap runs it first: it refuses
-code that looks at values, which may mix records at other values than the made-up ones. vmap's gradients load a
-compiler that nobody uses, for a second; a model of PyTorch's own modules is spared that.
+at the number of rows that they are for. Where an author's own code runs in a model or loss, both run it under vmap
+only: it refuses code that looks at values, and gives the rest one record at a time, so that none can mix records at
+other values than the made-up ones. vmap's gradients load a compiler that nobody uses, for a second; a model of
+PyTorch's own modules is spared that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import Loss, fit, is_same_beside, is_torchs, seeded
+from hubbub.local.bookkeeping import Loss, fit, has_authors_code, is_same_beside, seeded
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -130,12 +131,7 @@ def _fit_torchs(module: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Clipper 
         gradients = [torch.autograd.grad(one, list(named.values())) for one in losses]
         return dict(zip(named, map(torch.stack, zip(*gradients, strict=True)), strict=True))
 
-    return fit(module, loss, x, y, rows) if loss is cross_entropy and is_torchs(module) else None
-
-
-def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Per-example cross-entropy of [n, classes] scores."""
-    return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
+    return None if has_authors_code(module, loss) else fit(module, loss, x, y, rows)
 
 
 def _pack(slots: Slots, rows: NDArray[Any], count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:

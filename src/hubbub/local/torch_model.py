@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import Loss
+from hubbub.local.bookkeeping import Loss, cross_entropy
 from hubbub.local.dense import dense
-from hubbub.local.gradients import Clipper, choose, clipped_sums, cross_entropy, made_up_rows
+from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import layer_seed, shuffled
