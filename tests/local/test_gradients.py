@@ -231,6 +231,63 @@ def test_a_gradient_that_is_not_finite_adds_exactly_zero(name, clipper, value):
         np.testing.assert_array_equal(with_it, without_it)
 
 
+def masked():
+    return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+class Looks(nn.Module):
+    """Looks up what a record's first value says."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(x + self.table(x[:, 0].abs().long()))
+
+
+RAISING = {
+    "label": (MODELS["linear"][0], "linear", lambda slots: slots.y.__setitem__(slice(7, 9), [3, -1])),
+    "label beside masks": (masked, "linear", lambda slots: slots.y.__setitem__(7, 10**6)),
+    "token": (embedding, "embedding", lambda slots: slots.x.__setitem__((slice(7, 9), 2), [10, -1])),
+    "author's code": (Looks, "linear", lambda slots: slots.x.__setitem__((slice(7, 9), 0), 1e3)),
+}
+
+
+@pytest.mark.parametrize("clipper", CLIPPERS)
+@pytest.mark.parametrize("kind", RAISING)
+def test_a_record_at_which_the_model_or_the_loss_raises_adds_exactly_zero(kind, clipper):
+    make, shapes, spoil = RAISING[kind]
+    torch.manual_seed(0)
+    module = make()
+    clip = choose(module, cross_entropy, make_slots(shapes, 64), 64)
+    clip = clip if clipper == "chosen" else PerExample(module, cross_entropy, 64)
+    slots, mechanism = make_slots(shapes, 100), make_mechanism(module)
+    without = copied(slots)
+    spoil(slots)
+    for row in (7, 8):
+        null(without, row)
+    if kind == "label beside masks":
+        without.x[8], without.y[8], without.is_real[8] = slots.x[8], slots.y[8], True
+    with pytest.raises((IndexError, RuntimeError)):
+        clip(torch.from_numpy(slots.x[:64]), torch.from_numpy(slots.y[:64]), np.ones(64), mechanism)
+    found = []
+    for one in (slots, without):
+        torch.manual_seed(1)
+        found.append(sums(clip, one, mechanism))
+    np.testing.assert_array_equal(*found)
+    assert found[0].any(axis=1).all()
+
+
+def test_what_raises_without_any_record_is_raised():
+    def clip(*_):
+        raise ValueError("no record did this")
+
+    clip.microbatch = 8
+    with pytest.raises(ValueError, match="no record did this"):
+        sums(clip, make_slots("linear", 5), make_mechanism(nn.Linear(6, 3)))
+
+
 @pytest.mark.parametrize("clipper", CLIPPERS)
 def test_only_null_rows_make_a_sum_of_zero(clipper):
     module, clip = build("mlp", clipper)

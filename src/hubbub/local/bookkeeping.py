@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import grad, vmap
+from torch.func import grad
 
+from hubbub.local.apart import each
 from hubbub.local.parts import LAYERS, Part, make_parts
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.clip import UNIT_ROUNDOFF
@@ -126,7 +127,7 @@ class Bookkeeper:
         shapes = self._shapes(x, y)
         zeros = {name: torch.zeros(shape).expand(len(x), *shape) for name, shape in shapes.items()}
         with torch.no_grad():
-            gradients, inputs = vmap(grad(one, has_aux=True), randomness="different")(zeros, x, y)
+            gradients, inputs = each(grad(one, has_aux=True), randomness="different")(zeros, x, y)
         return {name: (inputs[name].squeeze(1), gradients[name].squeeze(1)) for name in shapes}
 
     def _shapes(self, x: Tensor, y: Tensor) -> dict[str, torch.Size]:

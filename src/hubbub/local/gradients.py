@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 from hubbub.errors import CodeError
+from hubbub.local.apart import each
 from hubbub.local.bookkeeping import Loss, fit, has_authors_code, is_same_beside, seeded
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
@@ -57,15 +58,41 @@ def clipped_sums(
         mechanism: Says how far a gradient may reach.
 
     Guarantees:
-        Each row adds a vector of norm at most `max_norm`; a null slot, padding, or a gradient that is
-        not finite adds zero. The number of microbatches depends on `len(drawn)` only.
+        Each row adds a vector of norm at most `max_norm`; a null slot, padding, a gradient that is not finite, or
+        a record at which model or loss raises adds zero. The number of microbatches depends on `len(drawn)` only.
+
+    Raises:
+        Exception: Of the model or loss, if it raises without any record.
 
     Source:
         Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
     """
     for start in range(0, len(drawn), clipper.microbatch):
         packed = _pack(slots, drawn[start : start + clipper.microbatch], clipper.microbatch)
-        yield clipper(*packed, mechanism)
+        yield _those_that_run(clipper, *packed, mechanism)
+
+
+def _those_that_run(
+    clipper: Clipper, x: Tensor, y: Tensor, weights: Float[np.ndarray, " rows"], mechanism: Mechanism
+) -> Float[np.ndarray, " params"]:
+    """A microbatch's sum. Were it given up for one record that raises, its absence would tell of that record.
+
+    So each record is tried by itself, who raises is nulled, and what layers draw is drawn again alike for the others.
+    """
+    state = torch.random.get_rng_state()
+    try:
+        return clipper(x, y, weights, mechanism)
+    except Exception:  # noqa: BLE001, whatever is raised at somebody's values
+        clipper(torch.zeros_like(x), torch.zeros_like(y), weights, mechanism)
+    for row in range(len(x)):
+        one_x, one_y = torch.zeros_like(x), torch.zeros_like(y)
+        one_x[row], one_y[row] = x[row], y[row]
+        try:
+            clipper(one_x, one_y, weights, mechanism)
+        except Exception:  # noqa: BLE001
+            x[row], y[row], weights[row] = 0, 0, 0.0
+    torch.random.set_rng_state(state)
+    return clipper(x, y, weights, mechanism)
 
 
 class PerExample:
@@ -85,7 +112,7 @@ class PerExample:
             outputs = functional_call(module, dict(parameters), (x.unsqueeze(0),))
             return loss(outputs, y.unsqueeze(0)).sum()
 
-        self._gradients = vmap(grad(one), in_dims=(None, 0, 0), randomness="different")
+        self._gradients = each(grad(one), in_dims=(None, 0, 0), randomness="different")
 
     def rows(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Gradients by parameter, one row per record."""
