@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hubbub.accounting.accounts import Statement
 from hubbub.accounting.ledger import Forecast
-from hubbub.cli.plain import cell, json
+from hubbub.cli.plain import cell, console, json
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Watch
@@ -45,7 +45,7 @@ def plan_json(plan: Plan) -> None:
 
 def plan(plan: Plan) -> None:
     """Print a plan for a person."""
-    out, facts = Console(), _facts(f"plan of {plan.study}")
+    out, facts = console(), _facts(f"plan of {plan.study}")
     unit = "record" if plan.unit == "example" else "participant"
     mechanism = plan.mechanism
     facts.add_row("protects", f"each {unit}, under {plan.relation}")
@@ -113,7 +113,7 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     for name, slots in prepared.slots.items():
         nulls = [str(len(slots) - int(slots.is_real.sum()))] if with_null_slots else []
         table.add_row(name, str(len(slots)), *nulls)
-    Console().print(table)
+    console().print(table)
     if lock is not None:
         where = prepared.study.lock_path or "in memory"
         print(f"{lock.parameters} parameters, {sum(lock.slots.values())} slots; lock: {where}; nothing trained")
@@ -134,7 +134,7 @@ def result(result: RunResult) -> None:
     table.add_row("standing", f"{result.standing.partition(':')[0]}; its log is in {result.home}")
     table.add_row("time", f"{result.wall_seconds:.1f} s")
     table.add_row("report", f"{result.out}/report.html")
-    Console().print(table)
+    console().print(table)
 
 
 def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[str, float | None] | None = None) -> None:
@@ -167,7 +167,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
             f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
             *([] if planned is None else [_epsilon(planned[line.dataset])]),
         )
-    Console().print(table)
+    console().print(table)
 
 
 def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
@@ -178,7 +178,7 @@ def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
     table = Table("#", "event", "what", box=box.SIMPLE_HEAD)
     for number, kind, what in _told(events):
         table.add_row(number, kind, cell(what))
-    Console().print(table)
+    console().print(table)
 
 
 def _told(events: Sequence[AnyEvent]) -> list[tuple[str, str, str]]:
@@ -300,7 +300,7 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
     for line in lines:
         numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
         table.add_row(cell(_short(line.dataset)), *numbers, "" if line.runs is None else str(line.runs))
-    Console().print(table)
+    console().print(table)
 
 
 def _short(dataset: str) -> str:
