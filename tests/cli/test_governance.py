@@ -271,8 +271,12 @@ def test_the_requesters_own_approval_is_refused(desk):
     code, error = desk.refused("approve", case, who="officer")
     assert code == 1
     assert "officer, never decides on an own proposal" in error
+    (before,) = desk.rows("budget", "show")
     desk.approve(case, "owner-a")
     assert desk.rows("dataset", "list")[0]["budget"] == "epsilon 13 at delta 1e-05 per example"
+    (after,) = desk.rows("budget", "show")
+    assert (before["dataset"], before["epsilon_budget"], before["runs"]) == (data, 12.0, 0)
+    assert (after["dataset"], after["epsilon_budget"], after["epsilon_spent"]) == (data, 13.0, 0.0)
 
 
 def test_a_new_version_shares_its_budget_and_disjoint_units_do_not(desk):
@@ -308,11 +312,8 @@ def test_a_sweep_deletes_folders_and_files_and_records_what_its_owner_says_is_go
     later = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: later)
     code, error = desk.refused("dataset", "sweep", desk.folder / "recrods", who="site-a")
-    assert (code, error) == (
-        2,
-        f"{desk.folder}/recrods/{data[0]}, must hold records that are past their last day, found nothing or a link; "
-        "0 datasets erased, 3 not recorded",
-    )
+    words = "must hold records that are past their last day, found nothing or a link; 0 datasets erased, 3 not recorded"
+    assert (code, error) == (2, f"{desk.folder}/recrods/{data[0]}, {words}")
     assert {row["standing"] for row in desk.rows("dataset", "list")} == {"kept"}
     (records / data[2]).symlink_to(records / "other")
     code, error = desk.refused("dataset", "sweep", records, who="site-a")
