@@ -271,8 +271,12 @@ def test_the_requesters_own_approval_is_refused(desk):
     code, error = desk.refused("approve", case, who="officer")
     assert code == 1
     assert "officer, never decides on an own proposal" in error
+    (before,) = desk.rows("budget", "show")
     desk.approve(case, "owner-a")
     assert desk.rows("dataset", "list")[0]["budget"] == "epsilon 13 at delta 1e-05 per example"
+    (after,) = desk.rows("budget", "show")
+    assert (before["dataset"], before["epsilon_budget"], before["runs"]) == (data, 12.0, 0)
+    assert (after["dataset"], after["epsilon_budget"], after["epsilon_spent"]) == (data, 13.0, 0.0)
 
 
 def test_a_new_version_shares_its_budget_and_disjoint_units_do_not(desk):
@@ -297,7 +301,7 @@ def test_what_is_past_its_last_day_is_swept(desk):
     assert (records / data[0] / "x.csv").exists()
 
 
-def test_a_sweep_deletes_folders_files_and_what_is_gone_already(desk, monkeypatch):
+def test_a_sweep_deletes_folders_and_files_and_records_what_its_owner_says_is_gone(desk, monkeypatch):
     today = dt.datetime.now(dt.UTC).date()
     data = [desk.register("a", "--delta", delta, retention=str(today)) for delta in ("1e-5", "1e-6", "1e-7")]
     records = desk.folder / "records"
@@ -307,7 +311,16 @@ def test_a_sweep_deletes_folders_files_and_what_is_gone_already(desk, monkeypatc
     (records / "other").write_text("1")
     later = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: later)
-    assert desk.type("dataset", "sweep", records, who="site-a") == "erased 3 datasets\n"
+    code, error = desk.refused("dataset", "sweep", desk.folder / "recrods", who="site-a")
+    words = "must hold records that are past their last day, found nothing or a link; 0 datasets erased, 3 not recorded"
+    assert (code, error) == (2, f"{desk.folder}/recrods/{data[0]}, {words}")
+    assert {row["standing"] for row in desk.rows("dataset", "list")} == {"kept"}
+    (records / data[2]).symlink_to(records / "other")
+    code, error = desk.refused("dataset", "sweep", records, who="site-a")
+    assert (code, error.endswith("2 datasets erased, 1 not recorded")) == (2, True)
+    assert (records / "other").exists()
+    (records / data[2]).unlink()
+    assert desk.type("dataset", "sweep", records, "--gone", who="site-a") == "erased 1 datasets\n"
     assert [path.name for path in records.iterdir()] == ["other"]
     assert {row["standing"] for row in desk.rows("dataset", "list")} == {"erased"}
     assert desk.type("dataset", "sweep", records, who="site-a") == "erased 0 datasets\n"

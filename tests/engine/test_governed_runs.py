@@ -256,7 +256,16 @@ def write_policy(world, site, text):
 def test_a_site_refuses_what_everybody_else_agreed_to(world, run, text, words):
     study = world.approved()
     write_policy(world, "b", text)
-    with pytest.raises(RefusedError, match=f"this site's policy: {words}.*; nothing trained, nothing sent"):
+    with pytest.raises(
+        RefusedError, match=rf"sites/b.toml: this site's policy: {words}.*; nothing trained, nothing sent"
+    ):
+        run(study)
+
+
+def test_a_limit_of_nobody_is_refused(world, run):
+    study = world.approved()
+    write_policy(world, "bb", "epsilon = 0.5")
+    with pytest.raises(RefusedError, match=r"bb\.toml, must have the name of a participant in the roster, found 'bb'"):
         run(study)
 
 

@@ -32,6 +32,7 @@ from hubbub.events import (
 from hubbub.governance.statement import Proposal, read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
+from hubbub.study import Slots
 
 REGISTERED = 32
 MANY = 12
@@ -104,13 +105,8 @@ def _thresholds(plan: Plan, parameters: Parameters) -> str:
 def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     """Print what was checked; counts of null slots only where the data owner asks."""
     lock = prepared.study.lock
-    table = Table(
-        "participant",
-        "slots",
-        title=f"{prepared.study.settings.study.name}: file, code and data are as declared",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
+    print(f"{prepared.study.settings.study.name}: file, code and data are as declared")
+    table = Table("participant", "slots", box=box.SIMPLE_HEAD)
     if with_null_slots:
         table.add_column("null slots (private)")
     for name, slots in prepared.slots.items():
@@ -119,7 +115,14 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     console().print(table)
     if lock is not None:
         where = prepared.study.lock_path or "in memory"
-        print(f"{lock.parameters} parameters, {sum(lock.slots.values())} slots; lock: {where}; nothing trained")
+        sizes = f"{lock.parameters} parameters, {sum(lock.slots.values())} slots, {_measured(prepared.test)}"
+        print(f"{sizes}; lock: {where}; nothing trained")
+
+
+def _measured(test: Slots) -> str:
+    """Test records are no secret: their metrics are published as they are."""
+    real = int(test.is_real.sum())
+    return f"{real} test records" + (f" (of {len(test)}: the others cannot be measured)" if real < len(test) else "")
 
 
 def result(result: RunResult) -> None:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import Loss
+from hubbub.local.bookkeeping import Loss, cross_entropy
 from hubbub.local.dense import dense
-from hubbub.local.gradients import Clipper, choose, clipped_sums, cross_entropy, made_up_rows
+from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import layer_seed, shuffled
@@ -247,10 +247,33 @@ class TorchModel:
         at = [index for index, slots in enumerate(everyone) if way is not None and way.takes(slots)]
         made = iter(())
         if way is not None and at:
-            made = way.updates(parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
+            made = self._by_way(way, parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
         together = set(at)
         for index, (slots, seed) in enumerate(zip(everyone, seeds, strict=True)):
             yield next(made) if index in together else self._alone(parameters, slots, training, seed)
+
+    def _by_way(
+        self,
+        way: Way,
+        parameters: Float32[np.ndarray, " params"],
+        everyone: Sequence[Slots],
+        training: Training,
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
+        """Where somebody's records make the study's code raise, each by itself: the others' updates stay the same."""
+        for start in range(0, len(everyone), self.together):
+            part = slice(start, start + self.together)
+            given = everyone[part], training, seeds[part]
+            try:
+                with running("model() or loss() in training"):
+                    made: Sequence[Float32[np.ndarray, " params"] | CodeError] = list(way.updates(parameters, *given))
+            except CodeError as error:
+                made = [error]
+            if len(made) == len(given[0]):
+                yield from made
+            else:
+                for slots, seed in zip(given[0], given[2], strict=True):
+                    yield from self._by_way(way, parameters, [slots], training, [seed])
 
     def _alone(
         self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, seed: bytes
