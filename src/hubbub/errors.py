@@ -20,6 +20,16 @@ A refusal also says what was *not* done. A hint is something that can be typed.
 *Trust:* messages are public; nothing computed from raw data may stand in one.
 """
 
+import shlex
+
+AT = "--at MEMBERSHIP --key FILE"
+"""In a hint of a coordinator's: the command line writes there what was typed."""
+
+
+def typed(*words: object) -> str:
+    """Words for a hint, as a shell reads them: a folder may be called anything."""
+    return shlex.join(map(str, words))
+
 
 class HubbubError(Exception):
     """A refusal with one line for a person and a hint of what to type next.

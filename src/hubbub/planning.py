@@ -15,7 +15,7 @@ import msgspec
 
 from hubbub.accounting.epsilon import epsilon, epsilon_after_each
 from hubbub.accounting.grants import repeated
-from hubbub.errors import PlanError, RefusedError, StudyError
+from hubbub.errors import PlanError, RefusedError, StudyError, typed
 from hubbub.events import BudgetReserved, EventDocument
 from hubbub.mechanism import Mechanism, design, discrete_cost
 from hubbub.secagg.parameters import HONEST, Parameters, choose
@@ -149,7 +149,7 @@ def make_plan(study: Study) -> Plan:
     if lock is None:
         raise StudyError(
             "study.lock, must be made from the code as it is now, found none or another's; nothing planned",
-            hint=f"hubbub check {study.directory or ''}".strip(),
+            hint=typed("hubbub", "check", study.directory or "STUDY"),
         )
     return plan_from(study.settings, lock)
 

@@ -98,7 +98,19 @@ def test_status_waits_for_a_coordinator_that_does_not_listen_yet(listening, caps
     started = time.monotonic()
     assert main(["status", "--wait", "0", *here.at]) == 2
     assert time.monotonic() - started > 1
-    assert "must answer within 30 s, found 'unavailable'" in capsys.readouterr().err
+    error, hint = capsys.readouterr().err.splitlines()
+    found = "must listen there, found 'connection refused'; nothing was asked"
+    assert error == f"hubbub: error: coordinator '{here.world.address}', {found}"
+    assert "hubbub coordinate DIR --address HOST:PORT" in hint
+
+
+def test_a_hint_of_a_coordinators_says_what_to_type_here(listening, capsys):
+    here = listening()
+    assert main(["fetch", "no-such-run", "claim.json", *here.at]) == 2
+    hint = capsys.readouterr().err.splitlines()[-1]
+    _, key, _, at = here.at
+    assert hint == f"hubbub: hint: hubbub status --at {at} --key {key}"
+    assert main(hint.removeprefix("hubbub: hint: hubbub ").split()) == 0
 
 
 def test_a_coordinator_cannot_name_a_file_outside_the_bundle(listening, tmp_path, capsys):

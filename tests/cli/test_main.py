@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -198,7 +199,9 @@ def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
         (["budget", "grant", "x-*", "--epsilon", "1"], "must match a dataset of the ledger, found none", "budget show"),
         (["budget", "grant", "x", "--epsilon", "-1"], "epsilon, must be a positive number, found -1.0", "--epsilon 3"),
         (["budget", "grant", "x", "--epsilon", "many"], "invalid float value: 'many'", "hubbub budget grant --help"),
-        (["--verbose"], "unrecognized arguments: --verbose", "hubbub --help"),
+        (["--verbose"], "hubbub, unrecognized arguments: --verbose", "hubbub --help"),
+        (["run", "wine", "extra"], "hubbub run, unrecognized arguments: extra", "hubbub run --help"),
+        (["budget", "show", "--jsn"], "hubbub budget show, unrecognized arguments: --jsn", "hubbub budget show --help"),
     ],
 )
 def test_a_wrong_command_line_is_one_error_and_a_hint(capsys, tmp_path, monkeypatch, arguments, words, hint):
@@ -230,6 +233,17 @@ def test_a_new_study_overwrites_nothing(study, capsys):
     code, error, _ = refused(capsys, "new", study)
     assert code == 2
     assert "must be a new or empty folder, found one that holds files; nothing written" in error
+
+
+def test_what_is_to_be_typed_next_can_be_typed_whatever_the_folder_is_called(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "Studie für Ärzte"]) == 0
+    typed = shlex.split(capsys.readouterr().out.partition("next: hubbub ")[2])
+    assert typed == ["run", "Studie für Ärzte"]
+    assert main([*typed, "--out", "a run", "--quiet"]) == 0
+    (tmp_path / "a run" / "model.safetensors").unlink()
+    _, _, hint = refused(capsys, "release", "a run")
+    assert shlex.split(hint)[:2] == ["hubbub", "run"], "a run that has ended cannot go on"
 
 
 def test_a_broken_study_py_is_one_line_that_names_the_place(study, capsys):

@@ -117,8 +117,12 @@ def test_while_it_may_go_on_the_whole_schedule_stays_reserved_until_it_is_given_
     (account,) = Ledger(log).accounts().runs.values()
     assert account.counted("filter") == 2
     log.close()
-    with pytest.raises(RefusedError, match="must be open to go on, found that it was given up; nothing trained"):
+    with pytest.raises(RefusedError, match="must be open to go on, found that it was given up") as found:
         hubbub.resume(folder, study=make_study())
+    assert found.value.hint == "hubbub run STUDY starts a new one"
+    with pytest.raises(RefusedError, match="must be the directory of a run that has ended") as found:
+        hubbub.release_run(folder)
+    assert found.value.hint == "hubbub run STUDY starts a new one: this one cannot go on"
     with pytest.raises(RefusedError, match="must hold a reservation, found none that is open"):
         hubbub.stop(folder)
 

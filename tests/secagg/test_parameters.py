@@ -248,6 +248,8 @@ def test_each_dropout_takes_a_block_along_and_the_first_the_larger_last_one(n, d
 
 
 ONE_SUM = "must be from 7 to 10 of 10 participants, 3 of them colluding, or one round could give two sums"
+NAMES, TO_MANY = "participants(), must name from", "to 10000 participants for masked sums, found"
+RETURNS = "participants() in study.py returns"
 REFUSED = [
     (
         {"n": 10, "colluding": 9},
@@ -259,16 +261,16 @@ REFUSED = [
         "cohort.colluding, must be from 1 to 8 of 10 participants, so that two are honest, found 0; nothing planned",
         "colluding = 1",
     ),
-    ({"n": 1}, "cohort.size, must be from 2 to 10000 participants, found 1; nothing planned", "size = 2"),
+    ({"n": 1}, f"{NAMES} 2 {TO_MANY} 1; nothing planned", f"{RETURNS} 2 names"),
     (
         {"n": 2, "colluding": 1, "distributed": True},
-        "cohort.size, must be from 3 to 10000 participants, found 2; nothing planned",
-        "size = 3",
+        f"{NAMES} 3 {TO_MANY} 2; nothing planned",
+        f"{RETURNS} 3 names",
     ),
     (
         {"n": 10_001},
-        "cohort.size, must be from 2 to 10000 participants, found 10001; nothing planned",
-        "size = 10000",
+        f"{NAMES} 2 {TO_MANY} 10001; nothing planned",
+        f"{RETURNS} 10000 names",
     ),
     (
         {"n": 10, "colluding": 3, "minimum": 6},
@@ -309,8 +311,8 @@ def test_refusal_says_which_number_to_change_to_which_value(asked, words, hint):
     with pytest.raises(PlanError, match=f"^{re.escape(words)}$") as caught:
         choose(**asked)
     assert caught.value.hint == hint
-    name, value = hint.split(" = ")
-    choose(**asked | {"n" if name == "size" else name: float(value) if name == "dropouts" else int(value)})
+    name, value = hint.removesuffix(" names").replace(f"{RETURNS} ", "n = ").split(" = ")
+    choose(**asked | {name: float(value) if name == "dropouts" else int(value)})
 
 
 FORGED = [

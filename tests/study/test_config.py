@@ -288,11 +288,19 @@ def test_a_value_out_of_range_is_refused_by_its_place_with_something_to_type(pat
     assert hint in found_hint
 
 
-@pytest.mark.parametrize("path", ["study", "data", "privacy", "training"])
-def test_a_missing_table_is_named(path):
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ("study", "name = ..."),
+        ("data", "x = ..., y = ..."),
+        ("privacy", "unit = ..., noise = ..."),
+        ("training", "algorithm = ..., rounds = ..., learning_rate = ..."),
+    ],
+)
+def test_a_missing_table_is_named_with_the_keys_that_it_must_have(path, keys):
     message, hint = refusal(changed(**{path: None}))
     assert message == f"study: {path}, is required, found nothing"
-    assert hint.startswith(f"add {path} = ")
+    assert hint == f"add [{path}] with {keys}"
 
 
 def test_a_missing_key_is_named():

@@ -17,7 +17,7 @@ import msgspec
 
 from hubbub.accounting.accounts import FIXED, Accounts, Statement, owners_grant
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
-from hubbub.errors import BudgetError
+from hubbub.errors import BudgetError, typed
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled
 from hubbub.governance import Federation
@@ -201,7 +201,7 @@ def _not_open(run: str) -> BudgetError:
 def _no_budget(dataset: str, reserved: BudgetReserved) -> BudgetError:
     return BudgetError(
         f"{dataset}, has no budget, nothing was granted; nothing trained, nothing spent",
-        hint=f"hubbub budget grant {dataset} --epsilon 3 --unit {reserved.unit}",
+        hint=f"hubbub budget grant {typed(dataset)} --epsilon 3 --unit {reserved.unit}",
     )
 
 
@@ -219,14 +219,15 @@ def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
                 raise BudgetError(
                     f"{grant.dataset}: {name}, is fixed when a budget is made, found {now!r} after {was!r}; "
                     "nothing granted",
-                    hint=f"hubbub budget grant {grant.dataset} --epsilon {grant.epsilon:g}, in the same home",
+                    hint=f"hubbub budget grant {typed(grant.dataset)} --epsilon {grant.epsilon:g}, in the same home",
                 )
     spent = composed(grant, accounts.uses(grant.dataset))
     if grant.epsilon < spent and grant.kind != "unbounded":
         raise BudgetError(
             f"{grant.dataset}, must be granted at least the epsilon {spent:.4f} it has spent, "
             f"found {grant.epsilon:g}; nothing granted",
-            hint=f"hubbub budget grant {grant.dataset} --epsilon {math.ceil(spent * 10) / 10:g}, in the same home",
+            hint=f"{typed('hubbub', 'budget', 'grant', grant.dataset)} --epsilon {math.ceil(spent * 10) / 10:g}, "
+            "in the same home",
         )
     return grant
 
@@ -307,7 +308,7 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
         enough = f"{math.ceil(total * 10) / 10:g}" if math.isfinite(total) else "E"
-        more = f"hubbub budget grant {_typed(reserved.datasets)} --epsilon {enough} --home {home}"
+        more = f"hubbub budget grant {_typed(reserved.datasets)} --epsilon {enough} --home {typed(home)}"
         raise BudgetError(
             f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
             f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
@@ -318,7 +319,7 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
 def _typed(datasets: Sequence[str]) -> str:
     """These names for a command line, and no other study's: of many, the pattern of their common beginning."""
     if len(datasets) <= _FEW:
-        return " ".join(datasets)
+        return typed(*datasets)
     first, last = min(datasets), max(datasets)
     same = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return f"'{first[:same]}*'"

@@ -22,11 +22,11 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
 import errno
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 
-from hubbub.errors import HubbubError, InputError
+from hubbub.errors import AT, HubbubError, InputError, typed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,11 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from hubbub.cli.arguments import parse
 
+    options = Namespace()
     try:
         command, options = parse(list(sys.argv[1:] if arguments is None else arguments))
         command(options)
     except HubbubError as error:
-        return _told(error)
+        return _told(error, options)
     except KeyboardInterrupt:
         print("hubbub: error: stopped by Ctrl-C; what was charged stays charged", file=sys.stderr)
         return 130
@@ -53,14 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.strerror is None:  # no word of the system's, but of a library's
             raise
-        return _told(_of_the_system(error, error.strerror))
+        return _told(_of_the_system(error, error.strerror), options)
     return 0
 
 
-def _told(error: HubbubError) -> int:
+def _told(error: HubbubError, options: Namespace) -> int:
     from hubbub.cli.plain import plain
 
-    print(f"hubbub: error: {plain(error.message)}\nhubbub: hint: {plain(error.hint)}", file=sys.stderr)
+    hint = error.hint
+    if getattr(options, "at", None) and getattr(options, "key", None):
+        hint = hint.replace(AT, typed("--at", options.at, "--key", options.key))
+    print(f"hubbub: error: {plain(error.message)}\nhubbub: hint: {plain(hint)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -75,5 +79,5 @@ def _of_the_system(error: OSError, found: str) -> InputError:
     there = name if os.path.lexists(name) else str(Path(name).parent)
     return InputError(
         f"{name}, must be a file or folder that can be used, found {found!r}; nothing more was done",
-        hint="name another" if error.errno == errno.ENAMETOOLONG else f"ls -ld {quote(there)}",
+        hint="name another" if error.errno == errno.ENAMETOOLONG else f"ls -ld {typed(there)}",
     )

@@ -74,7 +74,7 @@ def connection(options: argparse.Namespace, seconds: float = SECONDS) -> Callabl
     except ImportError as error:
         raise InputError(
             f"--at, must reach a coordinator over gRPC, found no module {error.name!r}; nothing sent",
-            hint="pip install 'hubbub[direct]'",
+            hint="pip install '.[direct]' in a checkout of hubbub",
         ) from None
     credentials, tuning = Credentials(*end), Tuning(limit=2 * PART_BYTES)
 

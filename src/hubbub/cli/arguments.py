@@ -82,7 +82,10 @@ def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     if first is None and not arguments:
         parser.print_help()
         sys.exit(0)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        prog = getattr(options, "prog", "hubbub")
+        raise InputError(f"{prog}, unrecognized arguments: {' '.join(unknown)}", hint=f"{prog} --help")
     command: Command | None = getattr(options, "command", None)
     if command is None:
         raise InputError("hubbub, must be given a command, found none", hint="hubbub --help")
@@ -158,7 +161,7 @@ def _group(commands: Any, name: str, summary: str) -> Any:
 
 def _add(commands: Any, name: str, summary: str, command: Command) -> _Parser:
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_CODES)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, prog=parser.prog)
     return parser
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubbub.errors import InputError
+from hubbub.errors import InputError, typed
 
 if TYPE_CHECKING:
     from hubbub.tlog import Policy
@@ -30,7 +30,7 @@ def new(options: argparse.Namespace) -> None:
             f"{folder}, must be a folder that can be made, {error.strerror}; nothing written",
             hint="name another folder",
         ) from None
-    print(f"wrote {folder}/study.toml and {folder}/study.py; next: hubbub run {folder}")
+    print(f"wrote {folder}/study.toml and {folder}/study.py; next: hubbub run {typed(folder)}")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -87,7 +87,7 @@ def release(options: argparse.Namespace) -> None:
     from hubbub.engine import release_run
 
     bundle = release_run(options.folder, out=options.out)
-    print(f"released: {bundle}; anybody can check it: hubbub verify {bundle}")
+    print(f"released: {bundle}; anybody can check it: hubbub verify {typed(bundle)}")
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -101,7 +101,7 @@ def verify(options: argparse.Namespace) -> None:
     if (folder / "run.json").exists():
         raise InputError(
             f"{folder}, must be a bundle, found the directory of a run",
-            hint=f"hubbub release {folder}, then hubbub verify {folder}/bundle",
+            hint=f"hubbub release {typed(folder)}, then hubbub verify {typed(folder / 'bundle')}",
         )
     found = verify_bundle(folder, policy=policy, recompute=not options.no_recompute)
     checks.verified(found, as_json=options.json)

@@ -25,7 +25,7 @@ from hubbub.engine.commands import (
     Status,
     SubmitStudy,
 )
-from hubbub.errors import HostError, InputError, RefusedError, VerificationError
+from hubbub.errors import AT, HostError, InputError, RefusedError, VerificationError, typed
 
 if TYPE_CHECKING:
     from hubbub.release import ReleaseClaim
@@ -105,7 +105,7 @@ def release(options: argparse.Namespace) -> None:
         path = _inside(out, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_fetched(options, options.folder, f"bundle/{name}"))
-    print(f"released: {out}; anybody can check it: hubbub verify {out}")
+    print(f"released: {out}; anybody can check it: hubbub verify {typed(out)}")
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -150,7 +150,7 @@ def _wait(options: argparse.Namespace, run: str) -> None:
             time.sleep(EVERY)
     if told.state != "finished":
         raise RefusedError(
-            told.words or f"run {run}, must finish, found it {told.state}", hint=f"hubbub resume {run} --at MEMBERSHIP"
+            told.words or f"run {run}, must finish, found it {told.state}", hint=f"hubbub resume {run} {AT}"
         )
     print(plain(f"{run}: finished, {show_deployment.outcome(told, _claim(options, run))}"))
 

@@ -17,7 +17,7 @@ from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
 from hubbub.engine.commands import Offer, OfferStudy, ShowStatus, Status, StudyOffers
 from hubbub.engine.home import salts
-from hubbub.errors import InputError
+from hubbub.errors import AT, InputError
 from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
 from hubbub.governance.acts import (
     AcknowledgeIncident,
@@ -210,7 +210,7 @@ def propose_release(options: argparse.Namespace) -> None:
         if told is None or not told.claim_hash:
             raise InputError(
                 f"run {options.folder}, must be a finished run of this coordinator, found none; nothing recorded",
-                hint="hubbub status",
+                hint=f"hubbub status {AT}",
             )
         return _propose(options, ReleaseModel(run=told.run, model_hash=told.model_hash, claim_hash=told.claim_hash))
     folder = Path(options.folder)

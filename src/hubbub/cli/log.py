@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hubbub.cli.plain import console, plain
 from hubbub.engine.heads import Heads
-from hubbub.errors import InputError
+from hubbub.errors import InputError, typed
 from hubbub.governance import load_keys
 from hubbub.tlog import proof, tiles
 from hubbub.tlog import verify as check
@@ -130,7 +130,7 @@ def verify(options: argparse.Namespace) -> None:
     elif options.entry is None:
         raise InputError(
             f"{options.file}, must be checked together with its entry, found no --entry; nothing verified",
-            hint=f"hubbub log verify {options.file} --policy {options.policy} --entry FILE",
+            hint=f"hubbub log verify {typed(options.file)} --policy {typed(options.policy)} --entry FILE",
         )
     else:
         proved = proof.parse_proof(data)

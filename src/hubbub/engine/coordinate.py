@@ -43,7 +43,7 @@ from hubbub.engine.publish import release_run
 from hubbub.engine.running import Running
 from hubbub.engine.status import BUNDLE, status_handlers
 from hubbub.engine.transport import InProcess, Transport
-from hubbub.errors import HubbubError, InputError, RefusedError
+from hubbub.errors import AT, HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
 from hubbub.messages import Refused, StudyHeld, StudyOffered, encode_message
@@ -159,7 +159,7 @@ class Coordinating:
         """
         path = self.home / RUNS / run
         if not (path / "run.json").exists():
-            raise InputError(f"run {run}, must be a run of this coordinator, found none", hint="hubbub status")
+            raise InputError(f"run {run}, must be a run of this coordinator, found none", hint=f"hubbub status {AT}")
         return RunFolder(path)
 
     # --- orders ---
@@ -231,7 +231,7 @@ class Coordinating:
         current = self._current
         if current is None or self.current != order.run:
             raise RefusedError(
-                f"run {order.run}, must go on to be halted, found that it does not", hint="hubbub status"
+                f"run {order.run}, must go on to be halted, found that it does not", hint=f"hubbub status {AT}"
             )
         current.sites.halt()
         return Done()
@@ -250,7 +250,7 @@ class Coordinating:
         if self.current:
             raise RefusedError(
                 f"coordinator, runs one run at a time, found {self.current} going on; nothing started",
-                hint="wait for it, or hubbub stop",
+                hint=f"wait for it, or hubbub stop {self.current} {AT}",
             )
 
     def _running(self, study: Study, facts: RunFacts, plan_hash: str | None = None) -> tuple[Running, EventLog]:

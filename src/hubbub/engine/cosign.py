@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from hubbub.engine.transport import Transport
-from hubbub.errors import HubbubError, RefusedError
+from hubbub.errors import AT, HubbubError, RefusedError
 from hubbub.messages import CosignAsked, Cosigned, decode_message, encode_message
 from hubbub.tlog import Note, Store, Verifier
 from hubbub.tlog.checkpoint import parse_checkpoint
@@ -57,7 +57,8 @@ class Cosigners:
                     self.copies[name] = message.entries
                     return Answer(message.status, message.body, message.content_type)
             raise RefusedError(
-                f"{name}, was asked to cosign and did not answer; not cosigned", hint="hubbub status shows who is there"
+                f"{name}, was asked to cosign and did not answer; not cosigned",
+                hint=f"hubbub status {AT} shows who is there",
             )
 
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from hubbub.errors import InputError
+from hubbub.errors import InputError, typed
 from hubbub.eventlog import EventLog
 from hubbub.governance.certificates import Authority, End, new_authority_key, read_authority, self_signed
 from hubbub.participant.commitment import SALT_BYTES
@@ -115,7 +115,7 @@ def _own(path: Path, make: Callable[[], bytes]) -> bytes:
     if mode & 0o077:
         raise InputError(
             f"{path}, must be readable by its owner only, found mode {mode & 0o777:03o}; nothing signed",
-            hint=f"chmod 600 {path}",
+            hint=f"chmod 600 {typed(path)}",
         )
     return content
 

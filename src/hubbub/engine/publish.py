@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from hubbub.engine.folder import RunFolder
+from hubbub.accounting.ledger import Ledger
+from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log_key, open_log_of
 from hubbub.engine.permission import now
-from hubbub.errors import HubbubError, InputError, RefusedError
+from hubbub.errors import AT, HubbubError, InputError, RefusedError, typed
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, ModelReleased
 from hubbub.governance import Federation, witness_policy
@@ -49,10 +50,10 @@ def release_run(folder: str | Path, *, out: str | Path | None = None, cosign: Co
     run_folder = RunFolder(Path(folder))
     facts, bundle = run_folder.facts(), Path(out) if out is not None else run_folder.path / "bundle"
     with run_folder.held():
-        files = _files(run_folder)
         home = Path(facts.home)
         log = open_log_of(facts.run, home)
         try:
+            files = _files(run_folder, log, facts)
             claim = _claim(log, facts.run, files)
             _check_worth_releasing(claim)
             key = _release_key(home)
@@ -68,9 +69,9 @@ def release_run(folder: str | Path, *, out: str | Path | None = None, cosign: Co
             except HubbubError as error:
                 raise RefusedError(
                     f"run {facts.run}, must be released under a quorum of witnesses, {error.message}; not released",
-                    hint="hubbub status shows who is connected; try again when more are"
+                    hint=f"hubbub status {AT} shows who is connected; try again when more are"
                     if cosign
-                    else f"hubbub log witness DIR --key FILE, by more of them; then hubbub release {folder}",
+                    else f"hubbub log witness DIR --key FILE, by more of them; then hubbub release {typed(folder)}",
                 ) from None
             write_bundle(bundle, files, store=log.store, checkpoint=head, policy=policy, key=key)
         finally:
@@ -78,15 +79,19 @@ def release_run(folder: str | Path, *, out: str | Path | None = None, cosign: Co
     return bundle
 
 
-def _files(folder: RunFolder) -> dict[str, bytes]:
+def _files(folder: RunFolder, log: EventLog, facts: RunFacts) -> dict[str, bytes]:
     try:
         files = {name: (folder.path / name).read_bytes() for name in COPIED}
         return files | {MODEL: (folder.path / "model.safetensors").read_bytes()}
     except OSError as error:
+        account = Ledger(log).accounts().runs.get(facts.run)
+        is_over = account is None or account.is_settled
         raise RefusedError(
             f"{folder.path}, must be the directory of a run that has ended, {error.strerror}: "
             f"{Path(str(error.filename)).name}; nothing released",
-            hint=f"hubbub resume {folder.path}",
+            hint=f"{typed('hubbub', 'run', facts.study or 'STUDY')} starts a new one: this one cannot go on"
+            if is_over
+            else typed("hubbub", "resume", folder.path),
         ) from None
 
 

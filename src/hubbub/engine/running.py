@@ -27,7 +27,7 @@ from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.permission import Permission
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Record, Watch, events_of
-from hubbub.errors import HubbubError, RefusedError, StoppedError, WaitingError, WorkerError
+from hubbub.errors import HubbubError, RefusedError, StoppedError, WaitingError, WorkerError, typed
 from hubbub.eventlog import EventLog
 from hubbub.events import (
     NOT_PRIVATE,
@@ -199,7 +199,7 @@ class Running:
             stopped = self._stopped(record)
             raise WorkerError(f"{error.message}; {stopped.message}", hint=f"{error.hint}; {stopped.hint}") from None
         except WaitingError as error:
-            raise WaitingError(error.message, hint=f"{error.hint} {self.folder.path}") from None
+            raise WaitingError(error.message, hint=f"{error.hint} {typed(self.folder.path)}") from None
         except HubbubError:
             record.copy(self.ledger.settle(self.name))
             raise
@@ -244,7 +244,10 @@ class Running:
                 hint="start a new run, if this was its home",
             )
         if account.is_settled and not any(isinstance(event, RunFinished) for event in before):
-            raise self._refusal("must be open to go on", "that it was given up")
+            raise RefusedError(
+                f"run {self.name}, must be open to go on, found that it was given up; nothing trained, nothing spent",
+                hint=f"{typed('hubbub', 'run', self.facts.study or 'STUDY')} starts a new one",
+            )
         was = {(type(event), getattr(event, "participant", "")): event for event in before}
         for event in bound:
             known = was.get((type(event), getattr(event, "participant", "")))
@@ -256,7 +259,7 @@ class Running:
     def _refusal(self, rule: str, found: str) -> RefusedError:
         return RefusedError(
             f"run {self.name}, {rule}, found {found}; nothing trained, nothing spent",
-            hint="restore what was changed, or give the run up: hubbub stop " + str(self.folder.path),
+            hint="restore what was changed, or give the run up: " + typed("hubbub", "stop", self.folder.path),
         )
 
     def _stopped(self, record: Record) -> StoppedError:
@@ -264,7 +267,7 @@ class Running:
         return StoppedError(
             f"run {self.name}, was stopped after round {rounds} of {self.plan.rounds}; what was charged stays charged, "
             "the rest of its budget stays reserved",
-            hint=f"hubbub resume {self.folder.path}, or give it up: hubbub stop {self.folder.path}",
+            hint=f"hubbub resume {typed(self.folder.path)}, or give it up: hubbub stop {typed(self.folder.path)}",
         )
 
     def _opening(self) -> list[AnyEvent]:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Meta
 
-from hubbub.errors import InputError, RefusedError
+from hubbub.errors import InputError, RefusedError, typed
 from hubbub.governance.envelope import is_signed, key_id, pae
 
 Role = Literal["data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node"]
@@ -214,7 +214,7 @@ def load_keys(path: Path) -> Keys:
             if os.fstat(file.fileno()).st_mode & OTHERS:
                 raise RefusedError(
                     f"{path}, must be readable by its owner only, found it open to others; nothing signed",
-                    hint=f"chmod 600 {path}, and hubbub keys rotate if somebody may have read it",
+                    hint=f"chmod 600 {typed(path)}, and hubbub keys rotate if somebody may have read it",
                 )
             document = msgspec.json.decode(content, type=_KeyFile)
         keys = Keys(document.card, document.secrets)

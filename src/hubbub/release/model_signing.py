@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hubbub.errors import HubbubError, InputError, VerificationError
+from hubbub.errors import HubbubError, InputError, VerificationError, typed
 
 PAYLOAD_TYPE = b"application/vnd.in-toto+json"
 
@@ -90,7 +90,7 @@ def sign_folder(folder: Path, key: ec.EllipticCurvePrivateKey, signature: Path) 
     hint = fingerprint(key.public_key()).encode()
     files = _digests(folder, signature, InputError)
     if not files:
-        raise InputError(f"{folder}, must hold files, found none; nothing signed", hint=f"ls {folder}")
+        raise InputError(f"{folder}, must hold files, found none; nothing signed", hint=typed("ls", folder))
     unseen = [name for name in files if name.split("/")[0] in LEFT_OUT]
     if unseen:
         raise InputError(
@@ -262,7 +262,9 @@ def _digests(folder: Path, signature: Path, refusal: type[HubbubError]) -> dict[
                     with path.open("rb") as file:
                         digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{folder}, must be a readable folder, {error.strerror}", hint=f"ls -l {folder}") from None
+        raise InputError(
+            f"{folder}, must be a readable folder, {error.strerror}", hint=typed("ls", "-l", folder)
+        ) from None
     return digests
 
 
@@ -274,7 +276,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}, must be a readable file, {error.strerror}", hint=f"ls -l {path}") from None
+        raise InputError(f"{path}, must be a readable file, {error.strerror}", hint=typed("ls", "-l", path)) from None
 
 
 def _create(path: Path, content: bytes, *, mode: int) -> None:
@@ -284,5 +286,5 @@ def _create(path: Path, content: bytes, *, mode: int) -> None:
             file.write(content)
     except OSError as error:
         raise InputError(
-            f"{path}, must be a new file, {error.strerror}; nothing written", hint=f"ls -l {path}"
+            f"{path}, must be a new file, {error.strerror}; nothing written", hint=typed("ls", "-l", path)
         ) from None

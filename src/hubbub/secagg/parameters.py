@@ -85,7 +85,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Refuse, as PlanError, thresholds with which the server could open more than one sum in so many sessions."""
         n, k, needed = self.n, self.neighbours, majority(self.n, self.colluding)
         one_sum = f"of {n} participants, {self.colluding} of them colluding, or one round could give two sums"
-        _within("cohort.size", n, (2, LARGEST), "participants")
+        _check_roster(n, 2)
         _within("cohort.colluding", self.colluding, (0, n - 2), f"of {n} participants, so that two are honest")
         _within("secagg.dimension", self.dimension, (1, 2**32), "coordinates")
         _within("cohort.org_min", self.org_min, (1, n), f"with {n} participants")
@@ -153,7 +153,7 @@ def choose(
     Raises:
         PlanError: No thresholds satisfy all of these; the hint is a value with which some do.
     """
-    _within("cohort.size", n, (2 + distributed, LARGEST), "participants")
+    _check_roster(n, 2 + distributed)
     _within("cohort.colluding", colluding, (int(distributed), n - 2), f"of {n} participants, so that two are honest")
     dropped, needed = math.floor(Fraction(str(dropouts)) * n), majority(n, colluding)
     block = colluding + HONEST if in_blocks else 0
@@ -234,6 +234,15 @@ def _log2_choose(n: Many, k: Many) -> Floats:
     n, k = np.broadcast_arrays(n, k)
     k = np.where(is_possible := (k >= 0) & (k <= n), k, 0)
     return np.where(is_possible, _LOG2_FACTORIALS[n] - _LOG2_FACTORIALS[k] - _LOG2_FACTORIALS[n - k], -np.inf)
+
+
+def _check_roster(n: int, least: int) -> None:
+    if not least <= n <= LARGEST:
+        raise PlanError(
+            f"participants(), must name from {least} to {LARGEST} participants for masked sums, found {n}; "
+            "nothing planned",
+            hint=f"participants() in study.py returns {min(max(n, least), LARGEST)} names",
+        )
 
 
 def _within(where: str, found: int, limits: tuple[int, int], what: str) -> None:

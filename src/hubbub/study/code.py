@@ -13,11 +13,10 @@ from functools import cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from shlex import quote
 from types import CodeType, ModuleType
 from typing import Any
 
-from hubbub.errors import CodeError, HubbubError
+from hubbub.errors import CodeError, HubbubError, typed
 from hubbub.study.schema import Examples
 
 
@@ -155,7 +154,7 @@ def _import(path: Path) -> ModuleType:
     except RAISED as error:
         raise CodeError(
             f"{path.name}{_line(error, path)}, must import, {type(error).__name__}: {error}",
-            hint=_advice(error) or f"python {quote(str(path))} shows the whole traceback",
+            hint=_advice(error) or f"python {typed(path)} shows the whole traceback",
         ) from error
     return module
 

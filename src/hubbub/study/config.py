@@ -222,9 +222,11 @@ def _explain(error: msgspec.ValidationError, tables: Any, source: str) -> StudyE
         return StudyError(f"{source}: {where}, unknown key, found {_show(unknown)}", hint=hint)
     if "missing required field" in rule:
         where = ".".join([*keys, named[0]])
+        fields = msgspec.structs.fields(_struct_at(named))
+        needed = ", ".join(f"{field.name} = ..." for field in fields if field.required)
         return StudyError(
             f"{source}: {where}, is required, found nothing",
-            hint=f"add {named[0]} = ... under [{'.'.join(keys)}]",
+            hint=f"add {named[0]} = ... under [{'.'.join(keys)}]" if keys else f"add [{where}] with {needed}",
         )
     choices = _choices(struct_keys=keys)
     if choices:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hubbub.errors import StudyError
+from hubbub.errors import StudyError, typed
 from hubbub.study.code import Code, hash_folder, load_code, pick_functions
 from hubbub.study.config import Settings, read_settings
 from hubbub.study.lock import Lock, read_lock
@@ -108,6 +108,6 @@ def load_study(path: str | Path) -> Study:
     if file.suffix == ".py":
         raise StudyError(
             f"{path}, must be a study's folder or its study.toml, found Python code; nothing read",
-            hint=f"name its folder: {path.parent}",
+            hint=f"name its folder: {typed(path.parent)}",
         )
     return Study(settings=read_settings(file), directory=file.parent, lock=read_lock(file.parent / "study.lock"))

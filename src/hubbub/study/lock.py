@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from hubbub.errors import StudyError
+from hubbub.errors import StudyError, typed
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -42,7 +42,7 @@ def read_lock(path: Path) -> Lock | None:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StudyError(
             f"{path.name}, must be what hubbub check wrote, {error}",
-            hint=f"rm {path} && hubbub check {path.parent}",
+            hint=f"rm {typed(path)} && hubbub check {typed(path.parent)}",
         ) from None
 
 

@@ -10,10 +10,9 @@ import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any, Final
 
-from hubbub.errors import InputError
+from hubbub.errors import InputError, typed
 
 _PAGES: Final = 200
 """Of the write-ahead log, from which on it is written again from its start: a file that grows is slower to flush."""
@@ -100,7 +99,7 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            folder = quote(str(self.path.parent))
+            folder = typed(self.path.parent)
             look = f"ls -ld {folder} shows who may write there, df -h {folder} if a disk is full, ulimit -f a limit"
             # An older copy is a log that has forgotten: only for one that is no log any more.
             is_damaged = type(error) is sqlite3.DatabaseError

@@ -19,7 +19,7 @@ from typing import Any, Final
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from hubbub.errors import HubbubError, InputError, VerificationError
+from hubbub.errors import HubbubError, InputError, VerificationError, typed
 from hubbub.tlog.checkpoint import MOST_ORIGIN_BYTES, parse_checkpoint
 from hubbub.tlog.database import create_file
 from hubbub.tlog.note import Note, Signature, from_base64, is_key_name, malformed, to_base64
@@ -189,7 +189,7 @@ def open_key(path: Path, prefix: str, kind: int = ED25519) -> Signer:
         raise InputError(f"{path}, must be a key file, {error}", hint="restore it from a copy") from None
     if mode & 0o077:
         raise InputError(
-            f"{path}, must be readable by its owner only, found mode {mode & 0o777:03o}", hint=f"chmod 600 {path}"
+            f"{path}, must be readable by its owner only, found mode {mode & 0o777:03o}", hint=typed("chmod", 600, path)
         )
     return parse_signer(text.removesuffix("\n"), path)
 

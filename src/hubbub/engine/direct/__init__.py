@@ -5,7 +5,7 @@
     server.py       `DirectServer`: the coordinator's end, a `Transport`
     site.py         `serve`: a participant's end; `send_command`: a person's
 
-Needs the extra: ``pip install 'hubbub[direct]'``. Only this folder imports grpc.
+Needs the extra: ``pip install '.[direct]'`` in a checkout. Only this folder imports grpc.
 
 *Trust:* whoever runs the authority that signs certificates can read the pipe and stop it; the roster's fingerprints
 decide who is whom, and what is believed of a message stands in its signatures.
@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError as error:
     raise InputError(
         f"a carrier between hosts, needs grpcio, found no module {error.name!r}",
-        hint="pip install 'hubbub[direct]'",
+        hint="pip install '.[direct]' in a checkout of hubbub",
     ) from error
 
 __all__ = ["Credentials", "DirectServer", "Spool", "Tuning", "fingerprint", "send_command", "serve"]

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 _SHORTEST, _LONGEST = 0.05, 2.0
 """Seconds between attempts to connect, doubling."""
 _WORDS = frozenset({"unknown", "replaced", "garbage", "oversize", "busy", "storage", "failed", "closing"})
+_ABSENT = ("connection refused", "no route to host", "dns resolution failed")
+"""In what gRPC says of a connection that was never made."""
 
 
 def serve(
@@ -204,6 +206,11 @@ def send_command(
             f"coordinator {address!r}, knows those in its roster, not this key; nothing done",
             hint="have this certificate's key enrolled, or ask whether it was revoked",
         )
+    if word in _ABSENT:
+        raise HostError(
+            f"coordinator {address!r}, must listen there, found {word!r}; nothing was asked",
+            hint="start it, or see what address it listens at: hubbub coordinate DIR --address HOST:PORT",
+        )
     raise HostError(
         f"coordinator {address!r}, must answer within {seconds:g} s, found {word!r}; what was asked may have been done",
         hint="see that it runs and that its certificate names this host, then ask again",
@@ -216,6 +223,7 @@ def _channel(address: str, credentials: Credentials, tuning: Tuning) -> Any:
 
 
 def _word(connection: Any) -> str:
-    """Why a call ended: the coordinator's code word, or gRPC's code; nobody's free text."""
-    details = connection.details()
-    return details if details in _WORDS else connection.code().name.lower()
+    """Why a call ended: the coordinator's code word, gRPC's code, or why nobody was reached; nobody's free text."""
+    details, code = connection.details(), connection.code().name.lower()
+    absent = next((word for word in _ABSENT if word in str(details).lower()), code)
+    return details if details in _WORDS else absent if code == "unavailable" else code

@@ -6,8 +6,8 @@
     keeper.py  submits a site's job, and again whenever it has ended
 
 A participant dials its own machine, the coordinator is dialled from FLARE's server's machine; between them FLARE moves
-bytes that mutual TLS has sealed. Needs the extra ``pip install 'hubbub[flare]'`` where FLARE runs; coordinator and
-participants need `hubbub[direct]` only.
+bytes that mutual TLS has sealed. Needs the extra ``pip install '.[flare]'`` where FLARE runs; coordinator and
+participants need `.[direct]` only.
 
 *Trust:* FLARE, its certificates and whoever may submit jobs can stop the wire or slow it down: nothing else.
 """
