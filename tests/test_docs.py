@@ -116,6 +116,20 @@ def test_each_key_of_study_toml_is_documented_with_its_default(heading, struct):
             assert expected is None or found == expected
 
 
+def test_each_upper_limit_of_study_toml_is_documented():
+    page = read("docs/reference/study.md")
+    undocumented = []
+    tables = [*((f"`[{name}]`", one) for name, one in TABLES.items() if name != "data"), ("`[data]`", Column)]
+    for heading, struct in tables:
+        documented = {row[0].strip("`"): row[-1].replace(",", "") for row in rows(section(page, heading))[1:]}
+        for name, annotation in typing.get_type_hints(struct, include_extras=True).items():
+            for most in re.findall(r"\ble=([\d.e+]+)", repr(annotation)):
+                written = (f"{int(float(most))}", f"{float(most):.0e}".replace("+0", ""))
+                if not any(one in documented[name] for one in written):
+                    undocumented.append((heading, name, most))
+    assert not undocumented
+
+
 def test_each_choice_of_study_toml_is_documented():
     page = read("docs/reference/study.md")
     for struct in [*TABLES.values(), Column]:
