@@ -56,6 +56,26 @@ def test_the_third_run_is_refused_with_exit_code_one_until_somebody_grants_more(
     assert main(["run", str(study), "--quiet"]) == 0
 
 
+def test_a_run_that_has_ended_says_that_nothing_was_trained(study, capsys):
+    assert main(["run", str(study), "--out", str(study / "run-1"), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(study / "run-1")]) == 0
+    assert "had ended before: nothing was trained" in capsys.readouterr().out
+    assert main(["resume", str(study / "run-1"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["had_ended"] is True
+
+
+def test_a_disk_that_does_not_take_a_file_is_one_line_and_a_hint(study, capsys):
+    assert main(["run", str(study), "--out", str(study / "run-1"), "--quiet"]) == 0
+    (study / "run-1" / "claim.json").unlink()
+    (study / "run-1" / "claim.json").mkdir()
+    code, error, hint = refused(capsys, "resume", study / "run-1", "--quiet")
+    assert code == 2
+    assert "Is a directory" in error
+    assert error.endswith("what was charged stays charged")
+    assert hint.startswith("look at the disk; hubbub resume")
+
+
 def test_run_prints_json_for_a_machine(study, capsys):
     capsys.readouterr()
     assert main(["run", str(study), "--json", "--out", str(study / "r")]) == 0

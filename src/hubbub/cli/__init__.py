@@ -50,4 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, say
+        from hubbub.cli.plain import plain
+
+        print(
+            f"hubbub: error: {plain(str(error))}; what was charged stays charged\n"
+            "hubbub: hint: look at the disk; hubbub resume RUN goes on with a run that was interrupted",
+            file=sys.stderr,
+        )
+        return 2
     return 0

@@ -195,7 +195,7 @@ def read_attestation_policy(path: Path) -> AttestationPolicy:
     try:
         table = tomllib.loads(path.read_bytes().decode()).get("attestation", {})
         return msgspec.convert(table, AttestationPolicy)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}, must be a site file, {error}",
             hint=f"[attestation] knows {', '.join(AttestationPolicy.__struct_fields__)}",

@@ -93,7 +93,7 @@ def read_policy(path: Path) -> SitePolicy:
         return msgspec.convert(tables["policy"], SitePolicy)
     except KeyError:
         raise InputError(f"{path}, must have a table [policy], found none", hint="[policy] epsilon = 2.0") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}, must be a site file, {error}", hint=f"[policy] knows {', '.join(SitePolicy.__struct_fields__)}"
         ) from None

@@ -36,6 +36,8 @@ from hubbub.study.store import find_study
 from hubbub.tlog.tiles import replace_file
 
 SITE, RECOVER, PLANS = "site.toml", "recover", "plans"
+TABLES = {"site", "policy", "attestation"}
+"""All that a site file may hold."""
 DATA = "HUBBUB_DATA"
 """Variable by which a study's `data()` finds the records of the site that it runs at."""
 
@@ -180,10 +182,13 @@ class SiteFolder:
 
 def _read_settings(path: Path) -> SiteSettings:
     try:
-        return msgspec.convert(tomllib.loads(path.read_bytes().decode())["site"], SiteSettings)
+        tables = tomllib.loads(path.read_bytes().decode())
+        if not (unknown := tables.keys() - TABLES):  # a limit under a mistyped name would limit nothing
+            return msgspec.convert(tables["site"], SiteSettings)
+        found = f"a table {min(unknown)!r}"
     except KeyError:
         found = "no table [site]"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         found = str(error)
     raise InputError(
         f"{path}, must be a site file, found {found}",
