@@ -75,6 +75,9 @@ def data(name):
 def test_data():
     return data("test")
 
+"""
+MODELS = {
+    "ndarrays": """
 def parameters():
     return {"w": np.zeros(DIMENSION, dtype=np.float32)}
 
@@ -83,7 +86,17 @@ def train(parameters, examples, rng):
 
 def evaluate(parameters, examples):
     return {"accuracy": 1.0}
-"""
+""",
+    "a torch model": """
+import torch
+
+WIDTH = int(DIMENSION**0.5) - 4  # whose three layers have almost DIMENSION parameters
+
+def model():
+    layers = torch.nn.Linear(4, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2)
+    return torch.nn.Sequential(*layers)
+""",
+}
 
 
 def load_deployment() -> Any:
@@ -112,12 +125,14 @@ class World:
         folder: Everybody's folders.
         carrier: "direct" or "flare".
         rounds: Of its study.
+        model: Which of `MODELS` it trains.
         dimension: Parameters of its model.
+        seconds: Its deadlines.
     """
 
-    def __init__(self, folder: Path, carrier: str, rounds: int, dimension: int, seconds: float) -> None:
+    def __init__(self, folder: Path, carrier: str, rounds: int, *, model: str, dimension: int, seconds: float) -> None:
         self.port, self.carrier = ports_in_a_row(1 + len(SITES)), carrier
-        code = CODE.replace("DIMENSION", str(dimension))
+        code = (CODE + MODELS[model]).replace("DIMENSION", str(dimension))
         here = {"address": f"localhost:{self.port}"}
         study = STUDY.format(rounds=rounds)
         self.deployment = load_deployment()(folder, names=SITES, study=study, code=code, epsilon=500.0, **here)
@@ -197,7 +212,7 @@ def listens(port: int) -> bool:
 # --- the halves, each in a process of its own
 
 
-def time_rounds(carrier: str, rounds: int) -> dict[str, Any]:
+def time_rounds(carrier: str, rounds: int, model: str) -> dict[str, Any]:
     """Seconds of each attempt but the first, and until a killed site is in the run again once it dials."""
     seconds, attempt = [], SitesAway.attempt
 
@@ -209,7 +224,7 @@ def time_rounds(carrier: str, rounds: int) -> dict[str, Any]:
 
     SitesAway.attempt = timed
     with tempfile.TemporaryDirectory() as name:
-        world = World(Path(name), carrier, rounds, DIMENSION, 60)
+        world = World(Path(name), carrier, rounds, model=model, dimension=DIMENSION, seconds=60)
         with world.started() as coordinating:
             run = world.start_run(coordinating)
             while len(seconds) < rounds // 2:
@@ -234,7 +249,7 @@ def killed_and_back(coordinating: Coordinating, world: World) -> float:
     return time.perf_counter() - dialled if joined.get(name) != old else float("inf")
 
 
-def weigh_round(carrier: str, dimension: int) -> dict[str, int]:
+def weigh_round(carrier: str, dimension: int, model: str) -> dict[str, int]:
     """Bytes that processes of each kind keep in memory at most, in a run of one round."""
     most, is_over = {"coordinator": 0}, threading.Event()
 
@@ -247,7 +262,7 @@ def weigh_round(carrier: str, dimension: int) -> dict[str, int]:
                     most[kind] = max(most.get(kind, 0), *map(memory, processes))
 
     with tempfile.TemporaryDirectory() as name:
-        world = World(Path(name), carrier, 1, dimension, 600)
+        world = World(Path(name), carrier, 1, model=model, dimension=dimension, seconds=600)
         with world.started() as coordinating:
             run = world.start_run(coordinating)
             watcher = threading.Thread(target=watch)
@@ -289,15 +304,16 @@ def half(*words: str) -> Any:
 def compare(carrier: str, rounds: int, flower: list[float]) -> list[Result]:
     """What is measured of one carrier."""
     goals = {"direct": ("< 0.1 s", "< 1 s", ">= 50 x"), "flare": ("< 0.6 s", "< 5 s", ">= 10 x")}[carrier]
-    found = half("time", carrier, str(rounds))
-    small, large = (half("weigh", carrier, str(dimension)) for dimension in (1000, LARGE))
+    found = half("time", carrier, str(rounds), "ndarrays")
     results = [
         Result(f"attempt with {len(SITES)} sites, d = {DIMENSION:,}, {carrier}", found["seconds"], goals[0]),
         Result(f"a killed site is in the run again, once it dials, {carrier}", [found["back"]], goals[1]),
     ]
-    for kind, size in large.items():
-        what = f"memory for a round of {4 * LARGE // 10**6} MB of ndarrays in a {kind} process / its size, {carrier}"
-        results.append(Result(what, [(size - small[kind]) / (4 * LARGE)], "<= 3 x"))
+    for model in MODELS:
+        small, large = (half("weigh", carrier, str(dimension), model) for dimension in (1000, LARGE))
+        for kind, size in large.items():
+            what = f"memory for a round of {4 * LARGE // 10**6} MB, {model}, in a {kind} process / its size, {carrier}"
+            results.append(Result(what, [(size - small[kind]) / (4 * LARGE)], "<= 3 x"))
     if flower:
         ratios = [flower[-1] / at for at in found["seconds"]]
         results.append(Result(f"Flower's SecAgg+ round / hubbub's attempt, {carrier}", ratios, goals[2]))
@@ -309,12 +325,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--no-peers", action="store_true", help="leave Flower and FLARE out")
-    parser.add_argument("--half", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--half", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     if options.half:
-        what, carrier, number = options.half
-        print(json.dumps({"time": time_rounds, "weigh": weigh_round}[what](carrier, int(number))))
+        what, carrier, number, model = options.half
+        print(json.dumps({"time": time_rounds, "weigh": weigh_round}[what](carrier, int(number), model)))
         return
     flower, others = [], []
     if not options.no_peers:

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from hubbub.cli.arguments import parse
-from hubbub.errors import InputError
 from hubbub.governance import read_policy
 from hubbub.participant.folder import SiteFolder, SiteSettings
 
@@ -86,20 +85,6 @@ def test_both_services_of_the_compose_file_start_their_command_without_privilege
         assert service["ulimits"] == {"core": 0}
         assert not service["user"].startswith("0")
     assert [name for name, service in services.items() if "ports" in service] == ["coordinator"]
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ("[atestation]\nrequired = true", "found a table 'atestation'"),
-        ("[policys]", "found a table 'policys'"),
-        ("a = " + "[" * 50_000, "recursion"),
-    ],
-)
-def test_a_limit_under_a_mistyped_name_is_refused_and_does_not_limit_nothing(tmp_path, table, words):
-    (tmp_path / "site.toml").write_text(f'{table}\n[site]\nkey = "a.key"\nmembership = "a.membership"\n')
-    with pytest.raises(InputError, match=f"must be a site file, .*{words}"):
-        SiteFolder(tmp_path)
 
 
 def test_the_site_file_of_the_page_is_one_and_each_key_is_documented_with_its_default(tmp_path):

@@ -3,6 +3,7 @@
 import datetime as dt
 import hashlib
 import json
+import re
 import shutil
 import time
 from typing import get_args
@@ -180,7 +181,15 @@ def test_a_key_file_open_to_others_signs_nothing(desk):
     assert error.endswith("must be readable by its owner only, found it open to others; nothing signed")
 
 
-def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk):
+def values_in(document):
+    """Names, texts and numbers that are in a JSON document."""
+    if isinstance(document, dict):
+        return [one for name, inner in document.items() for one in [name, *values_in(inner)]]
+    return [one for inner in document for one in values_in(inner)] if isinstance(document, list) else [document]
+
+
+def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     code, error = desk.refused("propose", "study", study, who="scientist")
     assert (code, error) == (2, "site-a, must hold a registered dataset, found none; nothing recorded")
     data = [desk.register(site) for site in SITES]
@@ -189,17 +198,23 @@ def test_a_study_is_proposed_read_approved_and_waits_no_more(study, desk):
     assert waiting["id"].startswith(case)
     assert waiting["waits for"].endswith("1 data-owner of clinic-c, 1 privacy-officer")
     assert case in desk.type("approvals")
-    whole = json.loads(desk.type("approvals", case))
+    whole = json.loads(desk.type("approvals", case, "--json"))
     assert set(whole["proposal"]["act"]["data"]) == set(data)
     assert whole["proposal"]["act"]["terms"]["epsilon"] == 3.0
+    shown = desk.type("approvals", case)
+    values = values_in(whole["proposal"]["act"])
+    assert [value for value in values if value is not None and str(value) not in shown] == []
+    assert re.search(r"terms\.epsilon +3\.0 ", shown)
+    assert re.search(r"waits for +1 data-owner of clinic-a, ", shown)
     words = ("--condition", "report weekly", "--expires", "7")
     assert desk.type("approve", case, *words, who="officer").endswith("data-owner of clinic-c\n")
     said = desk.approve(case, "owner-a", "owner-b", "owner-c")
     assert said == f"{case}: propose-study my-study: in force\n"
     assert desk.rows("approvals") == []
-    decisions = json.loads(desk.type("approvals", case))["decisions"]
+    decisions = json.loads(desk.type("approvals", case, "--json"))["decisions"]
     assert decisions["officer"]["conditions"] == ["report weekly"]
     assert decisions["officer"]["expires"] - decisions["officer"]["at"] == 7 * 86_400
+    assert re.search("decision of officer +approve on .*, on condition: report weekly ", desk.type("approvals", case))
 
 
 @pytest.mark.slow
@@ -256,8 +271,12 @@ def test_the_requesters_own_approval_is_refused(desk):
     code, error = desk.refused("approve", case, who="officer")
     assert code == 1
     assert "officer, never decides on an own proposal" in error
+    (before,) = desk.rows("budget", "show")
     desk.approve(case, "owner-a")
     assert desk.rows("dataset", "list")[0]["budget"] == "epsilon 13 at delta 1e-05 per example"
+    (after,) = desk.rows("budget", "show")
+    assert (before["dataset"], before["epsilon_budget"], before["runs"]) == (data, 12.0, 0)
+    assert (after["dataset"], after["epsilon_budget"], after["epsilon_spent"]) == (data, 13.0, 0.0)
 
 
 def test_a_new_version_shares_its_budget_and_disjoint_units_do_not(desk):
@@ -282,7 +301,7 @@ def test_what_is_past_its_last_day_is_swept(desk):
     assert (records / data[0] / "x.csv").exists()
 
 
-def test_a_sweep_deletes_folders_files_and_what_is_gone_already(desk, monkeypatch):
+def test_a_sweep_deletes_folders_and_files_and_records_what_its_owner_says_is_gone(desk, monkeypatch):
     today = dt.datetime.now(dt.UTC).date()
     data = [desk.register("a", "--delta", delta, retention=str(today)) for delta in ("1e-5", "1e-6", "1e-7")]
     records = desk.folder / "records"
@@ -292,7 +311,16 @@ def test_a_sweep_deletes_folders_files_and_what_is_gone_already(desk, monkeypatc
     (records / "other").write_text("1")
     later = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: later)
-    assert desk.type("dataset", "sweep", records, who="site-a") == "erased 3 datasets\n"
+    code, error = desk.refused("dataset", "sweep", desk.folder / "recrods", who="site-a")
+    words = "must hold records that are past their last day, found nothing or a link; 0 datasets erased, 3 not recorded"
+    assert (code, error) == (2, f"{desk.folder}/recrods/{data[0]}, {words}")
+    assert {row["standing"] for row in desk.rows("dataset", "list")} == {"kept"}
+    (records / data[2]).symlink_to(records / "other")
+    code, error = desk.refused("dataset", "sweep", records, who="site-a")
+    assert (code, error.endswith("2 datasets erased, 1 not recorded")) == (2, True)
+    assert (records / "other").exists()
+    (records / data[2]).unlink()
+    assert desk.type("dataset", "sweep", records, "--gone", who="site-a") == "erased 1 datasets\n"
     assert [path.name for path in records.iterdir()] == ["other"]
     assert {row["standing"] for row in desk.rows("dataset", "list")} == {"erased"}
     assert desk.type("dataset", "sweep", records, who="site-a") == "erased 0 datasets\n"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hubbub.cli import main
-from hubbub.cli.plain import cell, json, plain
+from hubbub.cli.plain import cell, console, json, plain
 
 HOSTILE = "\x1b[2K\x9b31mred\r\u202eback \u2066\U000e0041 [bold]é 世界"
 
@@ -49,3 +49,12 @@ def test_an_error_is_told_without_what_a_terminal_obeys(capsys):
     assert "\\u001b" in told or "'no" not in told
     assert "\x1b" not in told
     assert "\x9b" not in told
+
+
+def test_what_goes_into_a_pipe_is_not_wrapped_and_columns_are_kept_to(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console().print("word " * 100)
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setenv("COLUMNS", "50")
+    console().print("word " * 100)
+    assert capsys.readouterr().out.count("\n") == 10

@@ -185,6 +185,14 @@ def test_a_participant_without_slots_is_an_error(make_study, run):
         run(make_study(data=data))
 
 
+def test_a_test_set_without_a_record_that_can_be_measured_is_refused(make_study, run):
+    def test_data():
+        return hubbub.Examples(np.full((6, 4), np.nan, np.float32), np.zeros(6, np.int64))
+
+    with pytest.raises(CodeError, match="must hold a record that can be measured, found none in 6 slots"):
+        run(make_study(test_data=test_data))
+
+
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedavgm"])
 @pytest.mark.parametrize(
     "cohort",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubbub.errors import InputError, RefusedError
-from hubbub.governance import Facts, SitePolicy, read_policy
+from hubbub.governance import Facts, SitePolicy, read_attestation_policy, read_policy
 
 TODAY = dt.date(2026, 1, 1)
 FACTS = Facts(
@@ -107,7 +107,7 @@ def test_a_limit_more_never_admits_more(policy, facts, key):
 
 def test_the_policy_is_read_from_a_site_file(tmp_path):
     path = tmp_path / "site.toml"
-    path.write_text('[transport]\nport = 1\n[policy]\nepsilon = 2.5\npurposes = ["care"]\nretention = 2030-12-31\n')
+    path.write_text('[site]\nkey = 1\n[policy]\nepsilon = 2.5\npurposes = ["care"]\nretention = 2030-12-31\n')
     assert read_policy(path) == SitePolicy(epsilon=2.5, purposes=("care",), retention=dt.date(2030, 12, 31))
 
 
@@ -130,10 +130,22 @@ def test_a_damaged_site_file_is_refused(tmp_path, text):
     assert "[policy] knows federation, epsilon" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [("[policy]\n[atestation]\nrequired = true\n", "atestation"), ("epsilon = 1.0\n[policy]\n", "epsilon")],
+)
+def test_a_site_file_with_a_table_that_nobody_reads_is_refused(tmp_path, text, unknown):
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    for read in (read_policy, read_attestation_policy):
+        with pytest.raises(InputError, match=f"must be a site file, found Object contains unknown field `{unknown}`"):
+            read(path)
+
+
 def test_a_site_file_without_a_policy_is_refused(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text("")
-    with pytest.raises(InputError, match=r"must have a table \[policy\], found none"):
+    with pytest.raises(InputError, match=r"must be a site file, found no table \[policy\]"):
         read_policy(path)
     with pytest.raises(InputError, match="No such file"):
         read_policy(tmp_path / "none.toml")

@@ -21,12 +21,14 @@ def ageing(founded):
     return founded
 
 
-def swept(world, who, store):
+def swept(world, who, store, *, is_gone=False):
     """Sweep a store of records with somebody's key, and record what was done."""
 
     def delete(dataset, participant):
         assert participant == f"node-{who[-1]}"
+        was_there = dataset in store
         store.discard(dataset)
+        return was_there or is_gone
 
     envelopes = sweep(world.state, world.keys[who], world.now, delete)
     for envelope in envelopes:
@@ -59,9 +61,18 @@ def test_what_is_past_its_day_is_deleted_and_logged_once_by_its_owner(ageing, wh
 def test_a_crash_between_deleting_and_logging_leaves_it_due(ageing):
     store = {ageing.short}
     ageing.now += DAY
-    sweep(ageing.state, ageing.keys["node-1"], ageing.now, lambda dataset, _: store.discard(dataset))
+    sweep(ageing.state, ageing.keys["node-1"], ageing.now, lambda dataset, _: store.discard(dataset) is None)
     assert store == set()
-    assert len(swept(ageing, "node-1", store)) == 1
+    assert len(swept(ageing, "node-1", store, is_gone=True)) == 1
+
+
+def test_what_is_not_known_to_be_gone_is_not_recorded_and_stays_due(ageing):
+    ageing.now += 2 * DAY
+    (envelope,) = swept(ageing, "node-1", {ageing.long})
+    assert ageing.log[-1] == Proposed(envelope=envelope)
+    assert ageing.state.datasets[ageing.long].is_erased
+    assert not ageing.state.datasets[ageing.short].is_erased
+    assert ageing.short in {due.id for due in ageing.state.due(ageing.now)}
 
 
 def test_an_incident_that_waits_is_not_swept(ageing):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hubbub.errors import CodeError
+from hubbub.local import torch_model
 from hubbub.local.seeds import shuffled
 from hubbub.local.torch_model import TorchModel
 from hubbub.study import Code, Examples, Slots
@@ -265,6 +266,32 @@ def test_an_update_depends_on_its_arguments_only():
     np.testing.assert_array_equal(update_of(made, slots(), seed=1), first)
     np.testing.assert_array_equal(update_of(other, slots(), seed=1), first)
     assert (update_of(made, slots(), seed=2) != first).any()
+
+
+@pytest.mark.parametrize("microbatch", [None, 24])
+def test_a_large_model_keeps_no_memory_while_nobody_uses_it_and_trains_as_ever(monkeypatch, microbatch):
+    def model():
+        return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(4, 3))
+
+    small, large, records = learner(model), learner(model), slots()
+    start = small.initial()
+    small.self_test(records, microbatch=microbatch)
+    found = {"update": update_of(small, records), "metrics": small.evaluate(start, records)}
+    monkeypatch.setattr(torch_model, "LARGE", 0)
+    large.self_test(records, microbatch=microbatch)
+    assert not len(large.flat)
+    update = large.updates(start, [records, records], training(), [bytes(32)] * 2)
+    np.testing.assert_array_equal(next(update), found["update"])
+    assert large.evaluate(start, records) == found["metrics"]
+    assert len(large.flat), "the second participant is still to be trained"
+    np.testing.assert_array_equal(next(update), found["update"])
+    update.close()
+    assert not len(large.flat)
+    assert not any(value.numel() for value in large.parameters)
+    for name, array in small.export(start).items():
+        np.testing.assert_array_equal(large.export(start)[name], array)
+    assert large.evaluate(start, records) == found["metrics"]
+    assert not len(large.flat)
 
 
 def test_several_participants_get_what_each_would_get_alone_in_order():

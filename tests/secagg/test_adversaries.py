@@ -17,6 +17,7 @@ import pytest
 from hubbub.errors import InputError, PlanError
 from hubbub.secagg import Client, Parameters, Server, SigningKey
 from hubbub.secagg import agreement as agreed
+from hubbub.secagg.dealing import make_leaf
 from hubbub.secagg.keys import TAG_BYTES, enc
 from hubbub.secagg.messages import Advert, Adverts, Consent, Consents, Header, Signed, Unmask, read, write
 from hubbub.secagg.messages import Envelope as Wrapped
@@ -430,10 +431,10 @@ def both_shares():
 class DealsAWrongShare(Client):
     """Seals to site-03 what it did not commit to."""
 
-    def _make_leaf(self, held, place, pair):
-        leaf = super()._make_leaf(held, place, pair)
-        wrong = super()._make_leaf(held, place, (pair[0], bytes(33)))
-        return replace(leaf, sealed=wrong.sealed) if place == 3 else leaf
+    def _make_leaves(self, held, places):
+        leaves, wrong = list(super()._make_leaves(held, places)), make_leaf(held, 3, (bytes(33), bytes(33)))
+        leaves[places.index(3)] = replace(leaves[places.index(3)], sealed=wrong.sealed)
+        return tuple(leaves)
 
 
 class ReturnsAWrongShare(Client):

@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from hubbub.secagg import Client, Server, client, messages
+from hubbub.secagg import Client, Server, client, dealing, messages
 from hubbub.secagg.checks import Checks
 from hubbub.secagg.keys import derive, enc
 
@@ -55,7 +55,7 @@ BITES = {
     (Client, "_again", answer_anew): {"second_u_same_session", "resend_lost_reply"},
     (messages, "_read_part", read_what_fits): {"both_shares"},
     (Checks, "_check_receiver", passes): {"misrouted"},
-    (client, "share_key", key_of_both): {"direction_reuse"},
+    (dealing, "share_key", key_of_both): {"direction_reuse"},
     (Checks, "_check_signature", passes): {"impersonation", "other_model", "forged_consents"},
     (Checks, "_check_advert_signatures", passes): {"other_model"},
     (Checks, "_check_exchange_keys", passes): {"key_copy"},

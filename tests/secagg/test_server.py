@@ -7,6 +7,7 @@ import pytest
 from hubbub.errors import RoundError
 from hubbub.secagg import Client, shamir
 from hubbub.secagg.closing import is_member
+from hubbub.secagg.dealing import make_leaf
 from hubbub.secagg.messages import Envelope, Header, Leaves, Unmask, read
 from hubbub.secagg.parameters import blocks_of
 
@@ -33,12 +34,10 @@ def run_with(make_world, make_vectors, liar, n=5, **options):
 class DealsAWrongShare(Client):
     """Seals to one holder what it did not commit to."""
 
-    def _make_leaf(self, held, place, pair):
-        leaf = super()._make_leaf(held, place, pair)
-        if place == 3:
-            wrong = super()._make_leaf(held, place, (pair[0], bytes(33)))
-            return replace(leaf, sealed=wrong.sealed)
-        return leaf
+    def _make_leaves(self, held, places):
+        leaves, wrong = list(super()._make_leaves(held, places)), make_leaf(held, 3, (bytes(33), bytes(33)))
+        leaves[places.index(3)] = replace(leaves[places.index(3)], sealed=wrong.sealed)
+        return tuple(leaves)
 
 
 class DealsAnotherSecret(Client):

@@ -1,11 +1,13 @@
 """study.py: what is missing or broken is one line with its place, and the hash covers what runs."""
 
 import functools
+import gc
 import importlib
 import os
 import pickle
 import py_compile
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -257,6 +259,36 @@ def test_libraries_that_a_study_imports_come_from_their_bytecode(write, tmp_path
     path = write(MODEL.replace('return ["a"]', "return NAMES") + "from library_for_this import NAMES\n")
     assert load_code(path).participants() == ["a"]
     del sys.modules["library_for_this"]
+
+
+def test_nothing_is_collected_while_a_study_is_imported_and_everything_after(write):
+    text = "import gc\nassert not gc.isenabled()\nclass Loop: pass\nloop = Loop()\nloop.self = loop\n"
+    module = sys.modules[load_code(write(MODEL + text)).participants.__module__]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    loop = weakref.ref(module.loop)
+    del module.loop
+    gc.collect()
+    assert loop() is None
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_a_study_that_does_not_import_leaves_collection_as_it_was(write, was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        refusal(write("1 / 0\n"))
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
+
+
+def test_what_somebody_froze_stays_frozen(write):
+    gc.freeze()
+    try:
+        load_code(write(MODEL))
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_what_a_study_defines_can_be_pickled(write):

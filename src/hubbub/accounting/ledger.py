@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from hubbub.accounting.accounts import FIXED, Accounts, Statement
+from hubbub.accounting.accounts import FIXED, Accounts, Statement, owners_grant
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
 from hubbub.errors import BudgetError
 from hubbub.eventlog import EventLog
@@ -52,9 +52,15 @@ class Ledger:
         """The accounts as they are now."""
         return self.log.fold(Accounts)
 
+    def allowed(self) -> Accounts:
+        """The accounts with what owners allow now: the next run's reservation takes it in."""
+        accounts, federation = self.accounts(), self.log.fold(Federation)
+        owners = {name: owners_grant(federation, name, accounts.grants.get(name)) for name in federation.budgets}
+        return Accounts(accounts.grants | owners, accounts.runs)
+
     def statements(self) -> list[Statement]:
         """What every dataset has spent, by name."""
-        accounts = self.accounts()
+        accounts = self.allowed()
         used = {dataset for run in accounts.runs.values() for dataset in run.reserved.datasets}
         return [accounts.statement(dataset) for dataset in sorted(used | set(accounts.grants))]
 
@@ -86,7 +92,7 @@ class Ledger:
             reserved: What one run would reserve.
             most: Where counting stops.
         """
-        accounts = self.accounts()
+        accounts = self.allowed()
         return [_forecast(accounts, dataset, reserved, most) for dataset in reserved.datasets]
 
     def reserve(

@@ -5,7 +5,7 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
     arguments.py   every command, option and help text
     commands.py    check, plan, run, new
     checks.py      what a verification found
-    plain.py       text by strangers, as no terminal obeys it; JSON
+    plain.py       text by strangers, as no terminal obeys it; where tables go; JSON
     budget.py      budget show, grant, history
     log.py         log show, prove, export, witness, verify
     governance.py  keys, federation, dataset, propose, approve, incident; governance_arguments.py, governance_lists.py

@@ -19,7 +19,7 @@ from hubbub.governance import Federation
 def show(options: argparse.Namespace) -> None:
     """Show what each dataset has spent, and has left."""
     ledger = Ledger(_log(options))
-    lines, accounts = ledger.statements(), ledger.accounts()
+    lines, accounts = ledger.statements(), ledger.allowed()
     planned = {line.dataset: accounts.planned(line.dataset) for line in lines} if options.planned else None
     view.statements(lines, as_json=options.json, planned=planned)
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Generator
 
-from rich.console import Console
 from rich.text import Text
 
-from hubbub.cli.plain import json, plain
+from hubbub.cli.plain import console, json, plain
 from hubbub.release import ReleaseClaim
 from hubbub.release.verify import COMPUTED, Check
 
 
 def verified(checks: Generator[Check, None, ReleaseClaim], *, as_json: bool) -> None:
     """Print checks until the first that fails raises; then what was claimed."""
-    out, passed = Console(highlight=False), list[Check]()
+    out, passed = console(), list[Check]()
     while True:
         try:
             check = next(checks)

@@ -106,21 +106,31 @@ def dataset_register(options: argparse.Namespace) -> None:
 
 
 def dataset_sweep(options: argparse.Namespace) -> None:
-    """Delete what is past its last day, and say so in the log."""
-    keys, records = load_keys(Path(options.key)), Path(options.records)
+    """Delete what is past its last day, and say so in the log; of what was not found only where its owner says so."""
+    keys, records, missing = load_keys(Path(options.key)), Path(options.records), list[Path]()
 
-    def delete(dataset: str, _participant: str) -> None:
+    def delete(dataset: str, _participant: str) -> bool:
         path = records / dataset
-        if path.is_dir() and not path.is_symlink():
+        if path.is_symlink() or not (path.exists() or options.gone):
+            missing.append(path)
+            return False
+        if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        return True
 
     with opened(options) as acts:
         now = int(time.time())
         envelopes = sweep(acts.state(), keys, now, delete)
         for envelope in envelopes:
             acts.record(envelope, now)
+    if missing:
+        raise InputError(
+            f"{missing[0]}, must hold records that are past their last day, found nothing or a link; "
+            f"{len(envelopes)} datasets erased, {len(missing)} not recorded",
+            hint="name the folder that holds them; --gone, if they are deleted already",
+        )
     print(f"erased {len(envelopes)} datasets")
 
 

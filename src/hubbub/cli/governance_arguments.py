@@ -93,6 +93,7 @@ def _add_dataset(actions: Any, add: Add) -> None:
     listed.add_argument("--json", action="store_true", help="print for a machine")
     sweep = add(actions, "sweep", "delete what is past its last day, and say so", "dataset_sweep")
     sweep.add_argument("records", metavar="DIR", help="folder that holds each dataset's records under its id")
+    sweep.add_argument("--gone", action="store_true", help="records that are not there were deleted by hand: record it")
     _add_signing(register, sweep)
 
 

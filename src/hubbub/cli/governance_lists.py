@@ -3,17 +3,19 @@
 import argparse
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
+import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from hubbub.cli.acts import state_of
 from hubbub.cli.governance import SHORT, found, title
-from hubbub.cli.plain import cell, json
+from hubbub.cli.plain import cell, console, json
 from hubbub.governance import Federation
 from hubbub.governance.state import Case
+from hubbub.governance.statement import Decision
 
 
 def keys_list(options: argparse.Namespace) -> None:
@@ -58,7 +60,7 @@ def federation_show(options: argparse.Namespace) -> None:
     table.add_column(overflow="fold")
     for name, value in shown.items():
         table.add_row(name, cell("\n".join(value) if isinstance(value, list) else value))
-    Console().print(table)
+    console().print(table)
 
 
 def dataset_list(options: argparse.Namespace) -> None:
@@ -84,8 +86,7 @@ def approvals(options: argparse.Namespace) -> None:
     state = state_of(options)
     now = int(time.time())
     if options.case:
-        case = state.cases[found(options.case, state.cases, "a proposal")]
-        json(_whole(state, case, now))
+        _print_whole(state, state.cases[found(options.case, state.cases, "a proposal")], now, as_json=options.json)
         return
     rows = [
         {
@@ -129,15 +130,50 @@ def incident_list(options: argparse.Namespace) -> None:
     _print_rows(rows, headers, as_json=options.json)
 
 
-def _whole(state: Federation, case: Case, now: int) -> dict[str, object]:
-    return {
-        "id": case.id,
-        "standing": state.standing(case, now),
-        "asked_by": case.proposer,
-        "proposal": case.proposal,
-        "decisions": {card.name: decision for card, decision in case.decisions.values()},
-        "waits_for": [str(missing) for missing in state.missing(case, now)],
-    }
+def _print_whole(state: Federation, case: Case, now: int, *, as_json: bool) -> None:
+    """Everything that a signature would be under, and who signed already."""
+    missing = [str(one) for one in state.missing(case, now)]
+    if as_json:
+        whole = {"id": case.id, "standing": state.standing(case, now), "asked_by": case.proposer}
+        decisions = {card.name: decision for card, decision in case.decisions.values()}
+        json(whole | {"proposal": case.proposal, "decisions": decisions, "waits_for": missing})
+        return
+    proposal, asked_by = case.proposal, case.proposer
+    rows = [
+        ("id", case.id),
+        ("standing", state.standing(case, now)),
+        ("asked by", f"{asked_by.name}, {asked_by.role} of {asked_by.organisation}, on {_day(proposal.at)}"),
+        ("of the federation", proposal.federation or "that it founds"),
+        ("to be decided by", _day(proposal.expires)),
+        *_leaves(msgspec.json.decode(msgspec.json.encode(proposal.act))),
+        *((f"decision of {card.name}", _told(decision)) for card, decision in case.decisions.values()),
+        ("waits for", ", ".join(missing) or "nobody"),
+    ]
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(cell(name), cell(value))
+    console().print(table)
+
+
+def _told(decision: Decision) -> str:
+    conditions = f", on condition: {'; '.join(decision.conditions)}" if decision.conditions else ""
+    return f"{decision.verdict} on {_day(decision.at)}, until {_day(decision.expires)}{conditions}"
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value inside a document, with the names that lead to it; nothing is left out."""
+    if isinstance(value, dict) and value:
+        for name, inner in cast("dict[str, Any]", value).items():
+            yield from _leaves(inner, f"{place}.{name}" if place else name)
+    elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in cast("list[Any]", value)):
+        for number, inner in enumerate(cast("list[Any]", value)):
+            yield from _leaves(inner, f"{place}[{number}]")
+    elif isinstance(value, dict | list):
+        yield place, ", ".join(map(str, cast("list[Any]", value))) or "none"
+    else:
+        yield place, "none" if value is None else value
 
 
 def _day(seconds: int) -> str:
@@ -160,4 +196,4 @@ def _print_rows(rows: Sequence[Mapping[str, object]], headers: tuple[str, ...], 
         table.add_column(header, no_wrap=header == headers[0], overflow="fold")  # ids are typed again
     for row in rows:
         table.add_row(*(cell(row[header]) for header in headers))
-    Console().print(table)
+    console().print(table)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hubbub.cli.plain import plain
+from hubbub.cli.plain import console, plain
 from hubbub.engine.heads import Heads
 from hubbub.errors import InputError
 from hubbub.governance import load_keys
@@ -64,11 +63,11 @@ def show(options: argparse.Namespace) -> None:
     for name, value in facts.items():
         if name != "vkey":  # too long for a table, and meant to be copied
             table.add_row(name.replace("_", " "), Text("none" if value is None else str(value), overflow="fold"))
-    Console().print(table)
+    console().print(table)
     lines = Table("#", "entry", box=box.SIMPLE_HEAD)
     for index, entry in enumerate(entries, start=start):
         lines.add_row(str(index), Text(json.dumps(entry), overflow="fold"))  # ASCII: no terminal obeys an entry
-    Console().print(lines)
+    console().print(lines)
     print(f"in a policy: log {log.key.verifier}")
     if options.check:
         print(f"every hash follows from the {head.size} entries")

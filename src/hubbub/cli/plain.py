@@ -1,14 +1,17 @@
-"""Text that strangers wrote, as no terminal obeys it, and JSON for a machine.
+"""Text that strangers wrote, as no terminal obeys it; where tables go; JSON for a machine.
 
 Names, texts and notes come out of logs and bundles: a control character in one could hide a line or paint a green "ok".
 """
 
+import os
 import re
 import sys
 
 import msgspec
+from rich.console import Console
 from rich.text import Text
 
+_UNWRAPPED = 10_000
 _OBEYED = re.compile(r"[^\n\x20-\x7e]")
 
 
@@ -20,6 +23,12 @@ def plain(text: str) -> str:
 def cell(value: object) -> Text:
     """What a table shows, without any markup in it taken as such."""
     return Text(plain(str(value)), overflow="fold")
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, and what goes to a file or another program is not wrapped."""
+    is_shown = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if is_shown else _UNWRAPPED, highlight=False)
 
 
 def json(value: object) -> None:

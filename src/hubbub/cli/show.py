@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hubbub.accounting.accounts import Statement
 from hubbub.accounting.ledger import Forecast
-from hubbub.cli.plain import cell, json
+from hubbub.cli.plain import cell, console, json
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Watch
@@ -32,6 +32,7 @@ from hubbub.events import (
 from hubbub.governance.statement import Proposal, read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
+from hubbub.study import Slots
 
 REGISTERED = 32
 MANY = 12
@@ -45,7 +46,7 @@ def plan_json(plan: Plan) -> None:
 
 def plan(plan: Plan) -> None:
     """Print a plan for a person."""
-    out, facts = Console(), _facts(f"plan of {plan.study}")
+    out, facts = console(), _facts(f"plan of {plan.study}")
     unit = "record" if plan.unit == "example" else "participant"
     mechanism = plan.mechanism
     facts.add_row("protects", f"each {unit}, under {plan.relation}")
@@ -101,22 +102,24 @@ def _thresholds(plan: Plan, parameters: Parameters) -> str:
 def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     """Print what was checked; counts of null slots only where the data owner asks."""
     lock = prepared.study.lock
-    table = Table(
-        "participant",
-        "slots",
-        title=f"{prepared.study.settings.study.name}: file, code and data are as declared",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
+    print(f"{prepared.study.settings.study.name}: file, code and data are as declared")
+    table = Table("participant", "slots", box=box.SIMPLE_HEAD)
     if with_null_slots:
         table.add_column("null slots (private)")
     for name, slots in prepared.slots.items():
         nulls = [str(len(slots) - int(slots.is_real.sum()))] if with_null_slots else []
         table.add_row(name, str(len(slots)), *nulls)
-    Console().print(table)
+    console().print(table)
     if lock is not None:
         where = prepared.study.lock_path or "in memory"
-        print(f"{lock.parameters} parameters, {sum(lock.slots.values())} slots; lock: {where}; nothing trained")
+        sizes = f"{lock.parameters} parameters, {sum(lock.slots.values())} slots, {_measured(prepared.test)}"
+        print(f"{sizes}; lock: {where}; nothing trained")
+
+
+def _measured(test: Slots) -> str:
+    """Test records are no secret: their metrics are published as they are."""
+    real = int(test.is_real.sum())
+    return f"{real} test records" + (f" (of {len(test)}: the others cannot be measured)" if real < len(test) else "")
 
 
 def result(result: RunResult) -> None:
@@ -135,7 +138,7 @@ def result(result: RunResult) -> None:
     took = f"{result.wall_seconds:.1f} s"
     table.add_row("time", "the run had ended before: nothing was trained" if result.had_ended else took)
     table.add_row("report", f"{result.out}/report.html")
-    Console().print(table)
+    console().print(table)
 
 
 def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[str, float | None] | None = None) -> None:
@@ -168,7 +171,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
             f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
             *([] if planned is None else [_epsilon(planned[line.dataset])]),
         )
-    Console().print(table)
+    console().print(table)
 
 
 def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
@@ -179,7 +182,7 @@ def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
     table = Table("#", "event", "what", box=box.SIMPLE_HEAD)
     for number, kind, what in _told(events):
         table.add_row(number, kind, cell(what))
-    Console().print(table)
+    console().print(table)
 
 
 def _told(events: Sequence[AnyEvent]) -> list[tuple[str, str, str]]:
@@ -301,7 +304,7 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
     for line in lines:
         numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
         table.add_row(cell(_short(line.dataset)), *numbers, "" if line.runs is None else str(line.runs))
-    Console().print(table)
+    console().print(table)
 
 
 def _short(dataset: str) -> str:

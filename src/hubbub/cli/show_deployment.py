@@ -9,14 +9,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from hubbub.cli.plain import cell, plain
+from hubbub.cli.plain import cell, console, plain
 from hubbub.engine.commands import RunStatus, Status
 from hubbub.release import ReleaseClaim
 
 
 def status(found: Status) -> None:
     """Print who is connected and every run."""
-    out = Console()
+    out = console()
     people = Table("participant", "is", box=box.SIMPLE_HEAD)
     for name in found.connected:
         people.add_row(cell(name), "connected")

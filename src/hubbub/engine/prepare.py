@@ -37,8 +37,7 @@ def prepare(study: Study) -> Prepared:
     names = call(study.code.participants)
     _check_names(names)
     slots = {name: conform(call(study.code.data, name), columns, f"data({name!r})") for name in names}
-    test_data = call(study.code.test_data)
-    test = conform(test_data, columns, "test_data()")
+    test, is_public = _test_records(study)
     sizes = {name: len(part) for name, part in slots.items()}
     learner = make_learner(study, sizes)
     if study.code_hash != code_hash:
@@ -55,7 +54,6 @@ def prepare(study: Study) -> Prepared:
     )
     if lock != study.lock and study.lock_path is not None:
         write_lock(study.lock_path, lock)
-    is_public = isinstance(test_data, Examples) and test_data.public
     return Prepared(study.with_lock(lock), learner, slots, test, is_public)
 
 
@@ -65,8 +63,7 @@ def prepare_away(study: Study) -> Prepared:
     Raises:
         CodeError: As `prepare`; or the model has another size than the lock says.
     """
-    test_data = call(study.code.test_data)
-    test, lock = conform(test_data, study.settings.data, "test_data()"), study.current_lock
+    (test, is_public), lock = _test_records(study), study.current_lock
     learner = make_learner(study, lock.slots if lock else {})
     if lock is None or lock.parameters != learner.dimension:
         raise CodeError(
@@ -74,7 +71,19 @@ def prepare_away(study: Study) -> Prepared:
             "nothing trained, nothing spent",
             hint="hubbub propose study STUDY --at MEMBERSHIP makes it anew",
         )
-    return Prepared(study, learner, {}, test, isinstance(test_data, Examples) and test_data.public)
+    return Prepared(study, learner, {}, test, is_public)
+
+
+def _test_records(study: Study) -> tuple[Slots, bool]:
+    """What a model is measured on, and whether anybody may know it; metrics of no record would say nothing."""
+    returned = call(study.code.test_data)
+    test = conform(returned, study.settings.data, "test_data()")
+    if not test.is_real.any():
+        raise CodeError(
+            f"test_data(), must hold a record that can be measured, found none in {len(test)} slots; nothing trained",
+            hint="x must be finite, and y one of the declared classes",
+        )
+    return test, isinstance(returned, Examples) and returned.public
 
 
 def check(study: Study) -> Study:

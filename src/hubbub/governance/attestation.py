@@ -9,7 +9,6 @@ measured and closed to its host still does what its software does.
 
 import datetime as dt
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
@@ -19,6 +18,7 @@ from msgspec import Meta
 
 from hubbub.errors import InputError, RefusedError
 from hubbub.governance.acts import Frozen, Hash
+from hubbub.governance.policy import read_site_table
 from hubbub.governance.snp import ROOTS, Product, Report, Tcb, read_tcb, verify_report
 from hubbub.tlog import Checkpoint
 
@@ -187,19 +187,12 @@ _decoder = msgspec.msgpack.Decoder(Evidence)
 
 
 def read_attestation_policy(path: Path) -> AttestationPolicy:
-    """Read `[attestation]` of a site file; a file without it requires nothing. Other tables are not looked at.
+    """Read `[attestation]` of a site file; a file without it requires nothing.
 
     Raises:
-        InputError: It holds a key or value that is not known, limits that are never asked, or none that are.
+        InputError: As `read_site_table`; or it holds limits that are never asked, or none that are.
     """
-    try:
-        table = tomllib.loads(path.read_bytes().decode()).get("attestation", {})
-        return msgspec.convert(table, AttestationPolicy)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}, must be a site file, {error}",
-            hint=f"[attestation] knows {', '.join(AttestationPolicy.__struct_fields__)}",
-        ) from None
+    return read_site_table(path, "attestation", AttestationPolicy, default=AttestationPolicy())
 
 
 def _check_tcb(report: Report, product: Product, policy: AttestationPolicy) -> None:

@@ -7,7 +7,7 @@ import datetime as dt
 import tomllib
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,16 @@ from msgspec import Meta
 from hubbub.errors import InputError, RefusedError
 from hubbub.governance.acts import Frozen, Hash, KeyId
 from hubbub.study.config import Purpose
+
+Table = TypeVar("Table", bound=msgspec.Struct)
+
+
+class _SiteFile(Frozen, frozen=True):
+    """All tables that a site file may have."""
+
+    site: Any = None
+    policy: Any = None
+    attestation: Any = None
 
 
 class Facts(Frozen, frozen=True):
@@ -83,20 +93,39 @@ class SitePolicy(Frozen, frozen=True):
 
 
 def read_policy(path: Path) -> SitePolicy:
-    """Read `[policy]` of a site file; other tables are not looked at.
+    """Read `[policy]` of a site file.
 
     Raises:
-        InputError: There is none, or it holds a key or value that is not known.
+        InputError: As `read_site_table`.
     """
+    return read_site_table(path, "policy", SitePolicy)
+
+
+def read_site_table(path: Path, name: str, kind: type[Table], *, default: Table | None = None) -> Table:
+    """Read one table of a site file.
+
+    Args:
+        path: The file.
+        name: Of the table.
+        kind: What it holds.
+        default: What a file without the table means; None refuses it.
+
+    Guarantees:
+        The file has no table that nobody reads: a limit under a misspelt name would limit nothing.
+
+    Raises:
+        InputError: There is no such table, or one, a key or a value that is not known.
+    """
+    found = f"no table [{name}]"
     try:
-        tables = tomllib.loads(path.read_bytes().decode())
-        return msgspec.convert(tables["policy"], SitePolicy)
-    except KeyError:
-        raise InputError(f"{path}, must have a table [policy], found none", hint="[policy] epsilon = 2.0") from None
+        table = getattr(msgspec.convert(tomllib.loads(path.read_bytes().decode()), _SiteFile), name)
+        read = default if table is None else msgspec.convert(table, kind)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}, must be a site file, {error}", hint=f"[policy] knows {', '.join(SitePolicy.__struct_fields__)}"
-        ) from None
+        found, read = str(error), None
+    if read is None:
+        hint = f"[{name}] knows {', '.join(kind.__struct_fields__)}"
+        raise InputError(f"{path}, must be a site file, found {found}", hint=hint)
+    return read
 
 
 def _check_member(key: str, allowed: tuple[str, ...] | None, found: str) -> None:

@@ -8,8 +8,8 @@ from hubbub.governance.federation import Federation
 from hubbub.governance.keys import Keys
 from hubbub.governance.statement import propose
 
-Delete = Callable[[str, str], None]
-"""Deletes the records of a dataset, given its id and its participant; also if they are already gone."""
+Delete = Callable[[str, str], bool]
+"""Deletes the records of a dataset, given its id and its participant; says whether they are known to be gone now."""
 
 
 def sweep(federation: Federation, keys: Keys, now: int, delete: Delete) -> list[str]:
@@ -24,12 +24,12 @@ def sweep(federation: Federation, keys: Keys, now: int, delete: Delete) -> list[
         delete: Deletes one dataset's records.
 
     Returns:
-        Envelopes that say what was erased, to be recorded.
+        Envelopes that say what was erased, to be recorded; of what is not known to be gone none.
     """
     envelopes: list[str] = []
     for due in federation.due(now):
-        if due.kind == "retention" and due.organisation == keys.card.organisation:
-            delete(due.id, federation.datasets[due.id].registered.participant)
+        is_ours = due.kind == "retention" and due.organisation == keys.card.organisation
+        if is_ours and delete(due.id, federation.datasets[due.id].registered.participant):
             act, until = EraseDataset(dataset=due.id), now + DAY
             envelopes.append(propose(act, keys.identity, at=now, expires=until, federation=federation.id))
     return envelopes

@@ -1,8 +1,10 @@
 """A PyTorch module as a learner."""
 
+import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -28,14 +30,15 @@ from hubbub.study.config import Training
 EVALUATION_ROWS, EVALUATION_VALUES = 512, 2**22
 """Most test records, and values that one layer makes of them, in a piece: more would not stay near the processor."""
 
-MOST_TRIED = 2**22
-"""Parameters up to which a formula is tried: that takes a dozen models in memory, and gains a large one little."""
+LARGE = 2**22
+"""Parameters above which a model is large: no formula is tried for it, since that takes a dozen models in memory and
+gains it little, and its memory is given back while nobody trains or measures it."""
 
 _add = torch._foreach_add_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # what torch's own optimisers call
 
 
 class TorchModel:
-    """A module, its per-example loss, and one flat vector that its trained parameters are views into.
+    """A module, its per-example loss, and one flat vector that its trained parameters are views into while it is used.
 
     Args:
         code: The study's functions.
@@ -53,38 +56,49 @@ class TorchModel:
         self.layout = Layout.of(_arrays(trained))
         self.parameters = list(trained.values())
         self._untrained = {name: value.detach().clone() for name, value in self._state() if name not in trained}
-        self.flat = torch.from_numpy(self.layout.flatten(_arrays(trained), "model()"))
-        self._apart = self._lay()
-        self._values = [value.data for value in self.parameters]
+        self._lay(torch.from_numpy(self.layout.flatten(_arrays(trained), "model()")))
+        self._users = 0
         self._is_default_loss = code.loss is None
         self._way: Way | None = None
         self._clipper: Clipper | None = None
         self._rows = EVALUATION_ROWS
 
-    def _lay(self) -> list[tuple[Tensor, Tensor]]:
-        """Make the parameters views into the flat vector, but for weights of convolutions: these lie apart.
+    def _lay(self, flat: Tensor) -> None:
+        """Make the parameters views into a flat vector, but for weights of convolutions: these lie apart.
 
         Channels last, as here, a convolution takes less time; a grouped one takes more to train, so a model that has
         one keeps to the flat vector.
-
-        Returns:
-            Pairs of a parameter's own memory and its place in the flat vector.
         """
         layers = [layer for layer in self.module.modules() if type(layer) is nn.Conv2d]
         convolved = {id(layer.weight) for layer in layers if all(other.groups == 1 for other in layers)}
-        apart: list[tuple[Tensor, Tensor]] = []
-        for value, view in zip(self.parameters, self.views(self.flat), strict=True):
+        self.flat, self._apart = flat, list[tuple[Tensor, Tensor]]()
+        for value, view in zip(self.parameters, self.views(flat), strict=True):
             value.data = view
             if id(value) in convolved:
                 value.data = torch.empty(view.shape, memory_format=torch.channels_last).copy_(view)
-                apart.append((value.data, view))
-        return apart
+                self._apart.append((value.data, view))
+        self._values = [value.data for value in self.parameters]
 
     def _load(self, parameters: Float32[np.ndarray, " params"]) -> None:
         """Make these the module's parameters."""
+        if not self._values:
+            self._lay(torch.empty(self.dimension))
         self.flat.numpy()[:] = parameters
         for value, view in self._apart:
             value.copy_(view)
+
+    @contextmanager
+    def _in_use(self) -> Generator[None]:
+        """Give a large model's memory back when nobody uses it any more; `_load` takes it again."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users and len(self.flat) > LARGE:
+                self.flat, self._apart, self._values = torch.empty(0), [], []
+                for value in self.parameters:
+                    value.data = self.flat
 
     @property
     def dimension(self) -> int:
@@ -119,14 +133,14 @@ class TorchModel:
             CodeError: The model does not run on the declared columns, rows depend on each other, or it
                 remembers what it has seen.
         """
-        with running("model() or loss() on the declared columns"), torch.random.fork_rng():
+        with running("model() or loss() on the declared columns"), torch.random.fork_rng(), self._in_use():
             self._rows = _most_rows(self.module.eval(), made_up_rows(example, len(example))[0])
             self.module.train()
             if microbatch is not None:
                 self._clipper = choose(self.module, self.loss, example, microbatch)
             else:
                 self._forgets(*made_up_rows(example, len(example)))
-                has_formula = self._is_default_loss and self.dimension <= MOST_TRIED
+                has_formula = self._is_default_loss and self.dimension <= LARGE
                 formula = (
                     (logistic(self.module, self.layout) or dense(self.module, self.layout)) if has_formula else None
                 )
@@ -173,13 +187,16 @@ class TorchModel:
                 self._way = one_by_one
 
     def _forgets(self, x: Tensor, y: Tensor) -> None:
-        def gradients(inputs: Tensor) -> tuple[Tensor, ...]:
+        def digest(inputs: Tensor) -> bytes:
             torch.manual_seed(0)
-            return self._gradients(inputs, y)
+            found = hashlib.sha256()
+            for gradient in self._gradients(inputs, y):
+                found.update(gradient.contiguous().numpy().data)
+            return found.digest()
 
-        first = gradients(x)
-        gradients(torch.ones_like(x) if x.is_floating_point() else torch.zeros_like(x))
-        if not all(torch.equal(before, after) for before, after in zip(first, gradients(x), strict=True)):
+        first = digest(x)
+        digest(torch.ones_like(x) if x.is_floating_point() else torch.zeros_like(x))
+        if digest(x) != first:
             raise _memory("the module")
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
@@ -194,10 +211,11 @@ class TorchModel:
         mechanism: Mechanism,
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
-        self._load(parameters)
-        self.module.train()
         assert self._clipper is not None  # noqa: S101, self_test has chosen one
-        return clipped_sums(self._clipper, slots, drawn, mechanism)
+        with self._in_use():
+            self._load(parameters)
+            self.module.train()
+            yield from clipped_sums(self._clipper, slots, drawn, mechanism)
 
     def updates(
         self,
@@ -212,9 +230,10 @@ class TorchModel:
             Deterministic in its arguments, one participant by one. Only ever sent after clipping: what it does
             inside one participant is covered by client-level privacy.
         """
-        for start in range(0, len(everyone), MOST):
-            part = slice(start, start + MOST)
-            yield from self._stacked(parameters, everyone[part], training, seeds[part])
+        with self._in_use():
+            for start in range(0, len(everyone), MOST):
+                part = slice(start, start + MOST)
+                yield from self._stacked(parameters, everyone[part], training, seeds[part])
 
     def _stacked(
         self,
@@ -279,20 +298,20 @@ class TorchModel:
 
         One output per record is the score of class 1 against class 0; more are one score per class.
         """
-        self._load(parameters)
-        self.module.eval()
         loss, correct, is_classified = 0.0, 0, piece.y.dtype.kind in "iu"
         if len(piece):
             x, y = torch.from_numpy(piece.x), torch.from_numpy(piece.y)
-            with torch.no_grad(), running("model() or loss() on test data"):
-                outputs = self.module(x)
+            with torch.no_grad(), running("model() or loss() on test data"), self._in_use():
+                self._load(parameters)
+                outputs = self.module.eval()(x)
                 loss = float(self.loss(outputs, y).double().sum())
             correct = int((_classes(outputs) == y.reshape(len(piece), -1)[:, 0]).sum()) if is_classified else 0
         return Measured(len(piece), {"accuracy": float(correct), "loss": loss} if is_classified else {"loss": loss})
 
     def evaluate(self, parameters: Float32[np.ndarray, " params"], slots: Slots) -> dict[str, float]:
         """Mean loss over the test records, and accuracy where they have classes."""
-        return means([self.measure(parameters, piece) for piece in self.pieces(slots)])
+        with self._in_use():
+            return means([self.measure(parameters, piece) for piece in self.pieces(slots)])
 
     def export(self, parameters: Float32[np.ndarray, " params"]) -> dict[str, NDArray[np.generic]]:
         """The module's whole state dict; frozen parameters and buffers are as `model()` made them."""

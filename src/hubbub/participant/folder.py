@@ -15,7 +15,6 @@
 import json
 import os
 import secrets
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +26,7 @@ from hubbub.errors import HubbubError, InputError
 from hubbub.governance import Keys, load_keys
 from hubbub.governance.attestation import AttestationPolicy, read_attestation_policy
 from hubbub.governance.enrolment import Membership, read_membership
-from hubbub.governance.policy import SitePolicy, read_policy
+from hubbub.governance.policy import SitePolicy, read_policy, read_site_table
 from hubbub.participant.commitment import SALT_BYTES
 from hubbub.participant.log_view import Mark
 from hubbub.planning import Plan
@@ -36,8 +35,6 @@ from hubbub.study.store import find_study
 from hubbub.tlog.tiles import replace_file
 
 SITE, RECOVER, PLANS = "site.toml", "recover", "plans"
-TABLES = {"site", "policy", "attestation"}
-"""All that a site file may hold."""
 DATA = "HUBBUB_DATA"
 """Variable by which a study's `data()` finds the records of the site that it runs at."""
 
@@ -77,7 +74,22 @@ class SiteFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.settings = _read_settings(path / SITE)
+        self.settings = read_site_table(path / SITE, "site", SiteSettings)
+
+    def check(self) -> None:
+        """Refuse at the start what a run would find wrong later.
+
+        Raises:
+            InputError: A table of site.toml, or the salt, is damaged, or there is no folder of records.
+        """
+        for read in (self.policy, self.attestation, self.salt):
+            read()
+        data = self.path / self.settings.data
+        if not data.is_dir():
+            raise InputError(
+                f"{data}, must be the folder of this site's records, found none; nothing started",
+                hint=f"[site] data in {self.path / SITE}",
+            )
 
     def keys(self) -> Keys:
         """Its keys.
@@ -178,19 +190,3 @@ class SiteFolder:
     def show_data(self) -> None:
         """Let study code that is loaded from now on find this site's records."""
         os.environ[DATA] = str((self.path / self.settings.data).resolve())
-
-
-def _read_settings(path: Path) -> SiteSettings:
-    try:
-        tables = tomllib.loads(path.read_bytes().decode())
-        if not (unknown := tables.keys() - TABLES):  # a limit under a mistyped name would limit nothing
-            return msgspec.convert(tables["site"], SiteSettings)
-        found = f"a table {min(unknown)!r}"
-    except KeyError:
-        found = "no table [site]"
-    except (OSError, ValueError, RecursionError) as error:
-        found = str(error)
-    raise InputError(
-        f"{path}, must be a site file, found {found}",
-        hint=f"[site] knows {', '.join(SiteSettings.__struct_fields__)}; key and membership must be there",
-    )

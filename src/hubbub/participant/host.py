@@ -112,6 +112,7 @@ class Host:
 
     def __init__(self, folder: SiteFolder, clock: Callable[[], int]) -> None:
         self._folder, self._clock = folder, clock
+        folder.check()
         keys, membership = folder.keys(), folder.membership()
         self.name = keys.card.name
         self._log = membership.verifier

@@ -6,6 +6,8 @@
     parameters.py    thresholds
     messages.py      what the halves say to each other
     agreement.py     what both compute alike: positions, graphs, hashes
+    checks.py        what a participant refuses
+    dealing.py       its two secrets in sealed shares
     client.py        the participant's half
     server.py        the coordinator's half
     closing.py       how a session's end is written down

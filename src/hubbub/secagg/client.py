@@ -22,20 +22,17 @@ from jaxtyping import UInt32
 from hubbub.errors import HubbubError
 from hubbub.randomness import OperatingSystemRandomness
 from hubbub.secagg import agreement as agreed
-from hubbub.secagg import shamir
 from hubbub.secagg.agreement import Roster
 from hubbub.secagg.checks import Checks, Held, Stage
+from hubbub.secagg.dealing import make_leaves, open_leaf
 from hubbub.secagg.keys import (
     KEY_BYTES,
     ExchangeKey,
     SigningKey,
     fresh,
     pair_key,
-    seal,
     self_key,
     sha256,
-    share_key,
-    unseal,
 )
 from hubbub.secagg.messages import (
     Advert,
@@ -237,9 +234,9 @@ class Client(Checks):
     def record(self) -> SessionRecord | None:
         """What may be written down about the current session."""
         held = self._held
-        if held is None:
-            return None
-        return SessionRecord(held.id, held.stage, held.adverts_hash, held.edges_hash, held.survivors_hash)
+        if held is not None:
+            return SessionRecord(held.id, held.stage, held.adverts_hash, held.edges_hash, held.survivors_hash)
+        return None
 
     # --- randomness: the operating system's; a frozen transcript overrides these two ---
 
@@ -321,6 +318,9 @@ class Client(Checks):
         dealing = Dealing(self.name, held.adverts_hash, bitmap, agreed.tree(hashes)[-1][0])
         return self._write(held, "share", dealing, attachment=Leaves(leaves).encode())
 
+    def _make_leaves(self, held: Held, places: Sequence[int]) -> tuple[Leaf, ...]:
+        return make_leaves(held, places, draw=self._draw)
+
     def _choose_holders(self, held: Held) -> np.ndarray:
         """The other holders: everybody, or so many as planned, drawn at random by this participant alone."""
         row = np.zeros(len(held.names), dtype=np.bool_)
@@ -328,31 +328,6 @@ class Client(Checks):
         chosen = self._choose(len(others), self._parameters.neighbours or len(others))
         row[[others[at] for at in chosen]] = True
         return row
-
-    def _make_leaves(self, held: Held, places: Sequence[int]) -> tuple[Leaf, ...]:
-        numbers = [place + 1 for place in places]
-        self_shares, seed_shares = (
-            shamir.split(secret, numbers, self._draw(shamir.COEFFICIENT_BYTES * (held.threshold - 1)))
-            for secret in (held.self_seed, held.mask_seed)
-        )
-        pairs = zip(self_shares, seed_shares, strict=True)
-        return tuple(self._make_leaf(held, place, pair) for place, pair in zip(places, pairs, strict=True))
-
-    def _make_leaf(self, held: Held, place: int, pair: tuple[bytes, bytes]) -> Leaf:
-        holder, sealed = held.names[place], b""
-        if place == held.place:
-            held.shares[place] = pair
-        else:
-            key = share_key(self._secret(held, place), held.scope, sender=self.name, receiver=holder)
-            context = agreed.seal_context(held.id, held.adverts_hash, self.name, holder)
-            sealed = seal(key, pair[0] + pair[1], context)
-        return Leaf(*agreed.share_hashes(held.scope, self.name, holder, pair), sealed)
-
-    def _secret(self, held: Held, place: int) -> bytes:
-        if place not in held.secrets:
-            peer = held.adverts[place]
-            held.secrets[place] = held.cipher.agree(peer.cipher_key, peer.participant)
-        return held.secrets[place]
 
     def _accept(self, held: Held, message: Deliver) -> None:
         dealings = [read(Dealing, signed.body) for signed in message.dealings]
@@ -372,19 +347,11 @@ class Client(Checks):
         self._check_delivered_number(dealers, delivered)
         for place, item in zip(dealers, delivered, strict=True):
             self._check_path(held, place, dealings[place], item)
-            pair = self._open_leaf(held, place, item.leaf)
+            pair = open_leaf(held, place, item.leaf)
             if pair is None:
                 held.bad_dealers += (held.names[place],)
             else:
                 held.shares[place] = pair
-
-    def _open_leaf(self, held: Held, place: int, leaf: Leaf) -> tuple[bytes, bytes] | None:
-        dealer = held.names[place]
-        key = share_key(self._secret(held, place), held.scope, sender=dealer, receiver=self.name)
-        opened = unseal(key, leaf.sealed, agreed.seal_context(held.id, held.adverts_hash, dealer, self.name)) or b""
-        pair = (opened[: shamir.SHARE_BYTES], opened[shamir.SHARE_BYTES :])
-        is_committed = agreed.share_hashes(held.scope, dealer, self.name, pair) == (leaf.self_hash, leaf.seed_hash)
-        return pair if is_committed and all(map(shamir.is_share, pair)) else None
 
     def _add_masks(self, held: Held, values: UInt32[np.ndarray, " params"]) -> None:
         """Its own mask, and with each partner one that the earlier of the two adds and the later subtracts."""

@@ -1,5 +1,6 @@
 """study.py: the user's functions, loaded from a file or given in a notebook."""
 
+import gc
 import hashlib
 import inspect
 import os
@@ -142,7 +143,7 @@ def _import(path: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and worker processes find what study.py defines
     try:
-        with _importing_from(path.parent.resolve()):
+        with _uncollected(), _importing_from(path.parent.resolve()):
             spec.loader.exec_module(module)
     except HubbubError:
         raise
@@ -152,6 +153,21 @@ def _import(path: Path) -> ModuleType:
             hint=f"python {path} shows the whole traceback",
         ) from error
     return module
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Look for no garbage among the objects that libraries define, a million: they stay, and it takes half a second."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # somebody else's would not be frozen any more
+            gc.freeze()
+            gc.unfreeze()  # among the oldest, without having looked
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
