@@ -51,7 +51,7 @@ echo "5. The study is proposed, signed, run"
 mkdir -p scientist/study && cp "$here"/study.* scientist/study
 study=$(at scientist propose study scientist/study | cut -d: -f1)
 for who in $owners officer; do at "$who" approve "$study"; done
-run=$(at scientist submit scientist/study --wait | tee /dev/stderr | cut -d: -f1)
+run=$(at scientist submit scientist/study --wait | tee -a /dev/stderr | cut -d: -f1)
 
 echo "6. So is its release; anybody can check the bundle"
 release=$(at scientist propose release "$run" | cut -d: -f1)

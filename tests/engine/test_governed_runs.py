@@ -291,7 +291,16 @@ def write_policy(world, site, text):
 def test_a_site_refuses_what_everybody_else_agreed_to(world, run, text, words):
     study = world.approved()
     write_policy(world, "b", text)
-    with pytest.raises(RefusedError, match=f"this site's policy: {words}.*; nothing trained, nothing sent"):
+    with pytest.raises(
+        RefusedError, match=rf"sites/b.toml: this site's policy: {words}.*; nothing trained, nothing sent"
+    ):
+        run(study)
+
+
+def test_a_limit_of_nobody_is_refused(world, run):
+    study = world.approved()
+    write_policy(world, "bb", "epsilon = 0.5")
+    with pytest.raises(RefusedError, match=r"bb\.toml, must have the name of a participant in the roster, found 'bb'"):
         run(study)
 
 
@@ -323,6 +332,11 @@ def test_a_link_to_a_policy_that_is_gone_is_no_permission(tmp_path, make_study, 
     (tmp_path / "home" / "sites" / "a.toml").symlink_to(tmp_path / "gone.toml")
     with pytest.raises(hubbub.HubbubError, match="must be a site file"):
         run(make_study())
+    shutil.rmtree(tmp_path / "home" / "sites")
+    (tmp_path / "home" / "sites").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError):
+        run(make_study())
+    assert not list(tmp_path.glob("run-*"))
 
 
 @pytest.fixture

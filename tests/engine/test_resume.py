@@ -1,6 +1,7 @@
 """A run that was interrupted goes on: nothing charged is forgotten, nothing asked twice, nothing else changes."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,17 @@ def test_while_it_may_go_on_the_whole_schedule_stays_reserved_until_it_is_given_
         hubbub.resume(folder, study=make_study())
     with pytest.raises(RefusedError, match="must hold a reservation, found none that is open"):
         hubbub.stop(folder)
+
+
+def test_where_the_home_is_gone_nothing_is_made_in_its_place(make_study, run, tmp_path):
+    study = make_study()
+    result = run(study)
+    home = Path(result.home)
+    home.rename(tmp_path / "moved")
+    for act in (partial(hubbub.resume, study=study), hubbub.stop, hubbub.release_run):
+        with pytest.raises(InputError, match=rf"{home}, must hold the log of run {result.run}, found none"):
+            act(result.out)
+    assert not home.exists()
 
 
 def test_a_run_that_ended_tells_its_result_again(make_study, run):

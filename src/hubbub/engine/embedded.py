@@ -22,7 +22,7 @@ from hubbub.coordinator import Coordinator, Progress
 from hubbub.coordinator.sums import MakeSum
 from hubbub.engine.federation import Federation, elided
 from hubbub.engine.folder import RunFacts, RunFolder
-from hubbub.engine.home import home_folder, open_log, open_log_key, salts
+from hubbub.engine.home import home_folder, open_log, open_log_key, open_log_of, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
 from hubbub.engine.running import Hosts, Running, RunResult, Secagg
@@ -85,7 +85,7 @@ def run(
         study=None if study.directory is None else str(study.directory.resolve()),
         home=str(home_path.resolve()),
     )
-    with _opened(home_path) as (log, key):
+    with _opened(open_log(home_path)) as (log, key):
         commitments = _commitments(prepared, home_path)
         source = _source(study, randomness)
         with closing(SitesHere(prepared)) as sites:
@@ -125,7 +125,7 @@ def resume(
     with run_folder.held():
         prepared = prepare(study or _study_of(facts))
         plan = make_plan(prepared.study)
-        with _opened(Path(facts.home)) as (log, key):
+        with _opened(open_log_of(facts.run, Path(facts.home))) as (log, key):
             source = _source(prepared.study, randomness, again=len(events_of(log, facts.run)))
             commitments = _commitments(prepared, Path(facts.home))
             with closing(SitesHere(prepared)) as sites:
@@ -142,7 +142,7 @@ def stop(folder: str | Path) -> BudgetSettled:
     """
     run_folder = RunFolder(Path(folder))
     facts = run_folder.facts()
-    with run_folder.held(), _opened(Path(facts.home)) as (log, _):
+    with run_folder.held(), _opened(open_log_of(facts.run, Path(facts.home))) as (log, _):
         return Ledger(log).settle(facts.run)
 
 
@@ -162,11 +162,10 @@ def _commitments(prepared: Prepared, home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(home: Path) -> Generator[tuple[EventLog, Signer]]:
-    log = open_log(home)
+def _opened(log: EventLog) -> Generator[tuple[EventLog, Signer]]:
     try:
         with one_thread():
-            yield log, open_log_key(home)
+            yield log, open_log_key(log.path.parent)
     finally:
         log.close()
 

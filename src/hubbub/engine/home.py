@@ -42,6 +42,20 @@ def open_log(home: Path) -> EventLog:
         ) from None
 
 
+def open_log_of(run: str, home: Path) -> EventLog:
+    """The event log that a run is in; none is made.
+
+    Raises:
+        InputError: It is not there any more.
+    """
+    if not (home / LOG).is_file():
+        raise InputError(
+            f"{home}, must hold the log of run {run}, found none; nothing done",
+            hint='put the home back, or write into run.json, under "home", where it is now',
+        )
+    return open_log(home)
+
+
 def cosignatures(home: Path) -> Path:
     """Where heads of the log are kept that witnesses have cosigned."""
     return home / "cosignatures"

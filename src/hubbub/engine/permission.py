@@ -7,6 +7,7 @@ policy, `sites/NAME.toml` in the home, is asked everywhere, after the federation
 import datetime as dt
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
@@ -137,10 +138,28 @@ class Permission:
             peers=frozenset(card.key_id for card in federation.roster().members),
         )
         today = dt.datetime.fromtimestamp(now(), dt.UTC).date()
-        for name in self._commitments:
-            path = self._log.path.parent / "sites" / f"{name}.toml"
-            if path.is_symlink() or path.exists():  # a link that leads nowhere is a policy that cannot be read
-                read_policy(path).check(facts, today=today)
+        for name, path in self._site_files().items():
+            if name in self._commitments:
+                try:
+                    read_policy(path).check(facts, today=today)
+                except RefusedError as error:
+                    raise RefusedError(f"{path}: {error.message}", hint=error.hint) from None
+
+    def _site_files(self) -> dict[str, Path]:
+        """Files of sites by name; in a federation each is a participant's, or a limit would limit nobody."""
+        folder = self._log.path.parent / "sites"
+        is_there = folder.exists() or folder.is_symlink()  # what is there and cannot be listed permits nothing
+        found = folder.iterdir() if is_there else ()
+        files = {path.stem: path for path in sorted(found) if path.suffix == ".toml"}
+        known = files if self.is_sandbox else {card.name for card in self.federation.roster().members}
+        for name, path in files.items():
+            if name not in known:
+                raise RefusedError(
+                    f"{path}, must have the name of a participant in the roster, found {name!r}; "
+                    "nothing trained, nothing spent",
+                    hint="hubbub federation show",
+                )
+        return files
 
     def _datasets(self) -> dict[str, str]:
         """The newest dataset of each participant, with its name."""

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from hubbub.engine.folder import RunFolder
 from hubbub.engine.heads import Heads
-from hubbub.engine.home import cosignatures, open_log, open_log_key
+from hubbub.engine.home import cosignatures, open_log_key, open_log_of
 from hubbub.engine.permission import now
 from hubbub.errors import HubbubError, InputError, RefusedError
 from hubbub.eventlog import EventLog
@@ -51,7 +51,7 @@ def release_run(folder: str | Path, *, out: str | Path | None = None, cosign: Co
     with run_folder.held():
         files = _files(run_folder)
         home = Path(facts.home)
-        log = open_log(home)
+        log = open_log_of(facts.run, home)
         try:
             claim = _claim(log, facts.run, files)
             _check_worth_releasing(claim)

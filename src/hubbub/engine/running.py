@@ -244,9 +244,9 @@ class Running:
         account = self.ledger.accounts().runs.get(self.name)
         if account is None:
             raise RefusedError(
-                f"run {self.name}, must hold a reservation to go on, found that it was interrupted before it made one; "
-                "nothing trained, nothing spent",
-                hint=f"start a new run; {self.folder.path} can be removed",
+                f"run {self.name}, must hold a reservation in the log of {self.facts.home} to go on, found none: it "
+                "was interrupted before it made one, or that log is another's; nothing trained, nothing spent",
+                hint="start a new run, if this was its home",
             )
         if account.is_settled and not any(isinstance(event, RunFinished) for event in before):
             raise self._refusal("must be open to go on", "that it was given up")
