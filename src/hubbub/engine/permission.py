@@ -103,7 +103,6 @@ class Permission:
                     f"run {run}, waits for a review after round {review}; nothing more asked, it stays reserved",
                     hint=f"hubbub propose review {run} {review} --key FILE, then hubbub resume",
                 )
-
         try:
             self._ask_federation()
         except RefusedError as error:
