@@ -91,6 +91,20 @@ def test_an_update_is_new_minus_old_on_the_real_records_only():
     np.testing.assert_allclose(update, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", ["much", [[1.0], [1.0, 2.0]], 10**400])
+def test_what_is_no_array_is_told_in_its_participants_place(value):
+    def rarely(given, examples, _rng):
+        return given if len(examples.x) > 3 else given | {"coef": value}
+
+    made = learner(train=rarely)
+    everyone, seeds = [slots(5), slots(2), slots(5)], [bytes(32)] * 3
+    first, second, third = made.updates(made.initial(), everyone, TRAINING, seeds)
+    assert isinstance(second, CodeError)
+    assert second.message.startswith("study code: train(), must not raise, ")
+    assert not first.any()
+    assert not third.any()
+
+
 def test_the_same_generator_gives_the_same_update():
     made = learner()
     first = update_of(made, slots(), seed=1)

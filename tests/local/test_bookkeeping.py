@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hubbub.cohort import EveryExample, Everyone
-from hubbub.local.bookkeeping import Bookkeeper, bounds
-from hubbub.local.gradients import PerExample, choose, cross_entropy
+from hubbub.local.bookkeeping import Bookkeeper, bounds, cross_entropy
+from hubbub.local.gradients import PerExample, choose
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -220,8 +220,6 @@ SLOW = {
     "positions": (lambda: Positions(5), (5, 6)),
     "as many embedded as rows": (lambda: Positions(ROWS), (ROWS, 6)),
     "rows and positions as one": (Flat, (5, 6)),
-    "centred": (Centred, (6,)),
-    "number of rows": (Counts, (6,)),
     "one at a time": (OneAtATime, (6,)),
     "subclass": (lambda: Doubled(6, 3), (6,)),
     "hook": (hooked, (6,)),
@@ -261,10 +259,31 @@ def test_book_keeping_is_not_chosen_for_positions_of_tokens(count):
     assert not is_fast(TokenPositions(count), (count,), tokens=7)
 
 
-def test_book_keeping_is_not_chosen_for_a_loss_over_the_batch():
+def test_book_keeping_is_not_chosen_for_one_loss_over_the_batch():
     assert not is_fast(head(), (6,), loss=nn.functional.cross_entropy)
-    assert not is_fast(head(), (6,), loss=lambda outputs, y: cross_entropy(outputs, y) / len(y))
-    assert not is_fast(head(), (6,), loss=lambda outputs, y: cross_entropy(outputs - outputs.mean(dim=0), y))
+
+
+def over_rows(outputs, y):
+    return cross_entropy(outputs, y) / len(y)
+
+
+def over_means(outputs, y):
+    return cross_entropy(outputs - 0.5 * outputs.mean(dim=0), y)
+
+
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [(Centred, cross_entropy), (Counts, cross_entropy), (head, over_rows), (head, over_means)],
+    ids=["centred", "number of rows", "loss over rows", "loss over means"],
+)
+def test_code_that_mixes_a_batch_is_given_records_one_by_one(make, loss):
+    torch.manual_seed(0)
+    model = make()
+    clipper, x, y = chosen(model, (6,), loss=loss), torch.randn(ROWS, 6), torch.randint(3, (ROWS,))
+    mechanism, weights = make_mechanism(sum(value.numel() for value in model.parameters())), np.ones(ROWS)
+    assert isinstance(clipper, Bookkeeper)
+    expected = PerExample(model, loss, ROWS)(x, y, weights, mechanism)
+    np.testing.assert_allclose(clipper(x, y, weights, mechanism), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])

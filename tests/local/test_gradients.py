@@ -15,8 +15,8 @@ from torch import nn
 
 from hubbub.cohort import EveryExample, Everyone
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import is_torchs
-from hubbub.local.gradients import PerExample, choose, clipped_sums, cross_entropy
+from hubbub.local.bookkeeping import Bookkeeper, cross_entropy, is_torchs
+from hubbub.local.gradients import PerExample, choose, clipped_sums
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -231,6 +231,63 @@ def test_a_gradient_that_is_not_finite_adds_exactly_zero(name, clipper, value):
         np.testing.assert_array_equal(with_it, without_it)
 
 
+def masked():
+    return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+class Looks(nn.Module):
+    """Looks up what a record's first value says."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(x + self.table(x[:, 0].abs().long()))
+
+
+RAISING = {
+    "label": (MODELS["linear"][0], "linear", lambda slots: slots.y.__setitem__(slice(7, 9), [3, -1])),
+    "label beside masks": (masked, "linear", lambda slots: slots.y.__setitem__(7, 10**6)),
+    "token": (embedding, "embedding", lambda slots: slots.x.__setitem__((slice(7, 9), 2), [10, -1])),
+    "author's code": (Looks, "linear", lambda slots: slots.x.__setitem__((slice(7, 9), 0), 1e3)),
+}
+
+
+@pytest.mark.parametrize("clipper", CLIPPERS)
+@pytest.mark.parametrize("kind", RAISING)
+def test_a_record_at_which_the_model_or_the_loss_raises_adds_exactly_zero(kind, clipper):
+    make, shapes, spoil = RAISING[kind]
+    torch.manual_seed(0)
+    module = make()
+    clip = choose(module, cross_entropy, make_slots(shapes, 64), 64)
+    clip = clip if clipper == "chosen" else PerExample(module, cross_entropy, 64)
+    slots, mechanism = make_slots(shapes, 100), make_mechanism(module)
+    without = copied(slots)
+    spoil(slots)
+    for row in (7, 8):
+        null(without, row)
+    if kind == "label beside masks":
+        without.x[8], without.y[8], without.is_real[8] = slots.x[8], slots.y[8], True
+    with pytest.raises((IndexError, RuntimeError)):
+        clip(torch.from_numpy(slots.x[:64]), torch.from_numpy(slots.y[:64]), np.ones(64), mechanism)
+    found = []
+    for one in (slots, without):
+        torch.manual_seed(1)
+        found.append(sums(clip, one, mechanism))
+    np.testing.assert_array_equal(*found)
+    assert found[0].any(axis=1).all()
+
+
+def test_what_raises_without_any_record_is_raised():
+    def clip(*_):
+        raise ValueError("no record did this")
+
+    clip.microbatch = 8
+    with pytest.raises(ValueError, match="no record did this"):
+        sums(clip, make_slots("linear", 5), make_mechanism(nn.Linear(6, 3)))
+
+
 @pytest.mark.parametrize("clipper", CLIPPERS)
 def test_only_null_rows_make_a_sum_of_zero(clipper):
     module, clip = build("mlp", clipper)
@@ -250,20 +307,21 @@ def test_every_pass_has_the_one_shape_whichever_slots_are_null(rows, microbatch)
     module = nn.Linear(6, 3)
     shapes = []
 
-    def watch(outputs, y):
-        shapes.append((tuple(outputs.shape), tuple(y.shape)))
-        return cross_entropy(outputs, y)
+    def watched(clip):
+        def watch(x, y, weights, mechanism):
+            shapes.append((tuple(x.shape), tuple(y.shape), weights.shape))
+            return clip(x, y, weights, mechanism)
 
-    chosen, vmap = (
-        choose(module, watch, make_slots("linear", microbatch), microbatch),
-        PerExample(module, watch, microbatch),
-    )
-    for clip, shape in ((chosen, ((microbatch, 3), (microbatch,))), (vmap, ((1, 3), (1,)))):
+        watch.microbatch = microbatch
+        return watch
+
+    chosen = choose(module, cross_entropy, make_slots("linear", microbatch), microbatch)
+    for clip in (chosen, PerExample(module, cross_entropy, microbatch)):
         shapes.clear()
         for nulls in ((), range(rows), (0,), range(0, rows, 2)):
-            found = sums(clip, make_slots("linear", rows, nulls=nulls), make_mechanism(module))
+            found = sums(watched(clip), make_slots("linear", rows, nulls=nulls), make_mechanism(module))
             assert len(found) == -(-rows // microbatch)
-        assert set(shapes) == {shape}
+        assert set(shapes) == {((microbatch, 6), (microbatch,), (microbatch,))}
         assert len(shapes) == 4 * -(-rows // microbatch)
 
 
@@ -359,11 +417,75 @@ def test_code_that_looks_at_values_is_refused_whatever_it_does_at_made_up_ones(m
         choose(make(), loss, make_slots("linear", 3), 64)
 
 
+# --- code that mixes a batch where no made-up record shows it: it is given records one by one
+
+
+class Turns(nn.Module):
+    """Turns features about once any record of the batch is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        inner = torch.relu(self.inner(x))
+        return self.head(torch.where(x.abs().max() > 1e3, -inner, inner))
+
+
+class TurnsTokens(nn.Module):
+    """The same, once a rare token is in the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        inner = self.table(x).mean(dim=1)
+        return self.head(torch.where((x == 9).all(dim=1).any(), -inner, inner))
+
+
+def turning_loss(outputs, y):
+    return cross_entropy(torch.where(outputs.abs().max() > 1e3, -outputs, outputs), y)
+
+
+def turning_hook():
+    module = nn.Sequential(nn.Linear(6, 3), nn.Identity())
+    module[1].register_forward_hook(lambda _module, _inputs, x: torch.where(x.abs().max() > 1e3, -x, x))
+    return module
+
+
+TURNING = {
+    "model": (Turns, cross_entropy, "linear", 1e5),
+    "tokens": (TurnsTokens, cross_entropy, "embedding", 9),
+    "loss": (lambda: nn.Linear(6, 3), turning_loss, "linear", 1e5),
+    "hook": (turning_hook, cross_entropy, "linear", 1e5),
+}
+
+
+@pytest.mark.parametrize("kind", TURNING)
+def test_code_that_mixes_a_batch_at_no_made_up_values_moves_one_record_only(kind):
+    make, loss, shapes, value = TURNING[kind]
+    torch.manual_seed(0)
+    module = make()
+    clipper, mechanism = choose(module, loss, make_slots(shapes, 64), 64), make_mechanism(module)
+    slots = make_slots(shapes, 64, seed=1)
+    slots.x[5] = value
+    assert isinstance(clipper, Bookkeeper)
+    without = copied(slots)
+    null(without, 5)
+    moved = [mechanism.encode_sum(sums(clipper, one, mechanism)[0]) for one in (slots, without)]
+    assert np.linalg.norm((moved[0] - moved[1]).astype(float)) <= mechanism.sensitivity
+    expected = sums(PerExample(module, loss, 64), slots, mechanism)
+    np.testing.assert_allclose(sums(clipper, slots, mechanism), expected, atol=1e-4)
+
+
 def test_only_a_model_without_its_authors_code_is_spared_vmap():
     assert is_torchs(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(8, 3)))
     for make in (lambda: Peeks(6, 3), peeking_hook, peeking_backward, replaced_forward):
         assert not is_torchs(make())
     assert not is_torchs(nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)))
+    assert is_torchs(nn.TransformerEncoderLayer(6, 1, batch_first=True))
+    assert not is_torchs(nn.TransformerEncoderLayer(6, 1, activation=lambda x: x / x.max(), batch_first=True))
 
 
 @pytest.mark.parametrize("mixing", [nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False, track_running_stats=False)])
@@ -382,7 +504,7 @@ import sys
 import numpy as np
 from torch import nn
 from hubbub.local.gradients import choose
-from hubbub.local.gradients import cross_entropy
+from hubbub.local.bookkeeping import cross_entropy
 from hubbub.study import Slots
 slots = Slots(np.ones((8, 6), np.float32), np.zeros(8, np.int64), np.ones(8, dtype=bool))
 choose(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), cross_entropy, slots, 8)

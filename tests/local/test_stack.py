@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubbub.errors import CodeError
-from hubbub.local.gradients import cross_entropy
+from hubbub.local.bookkeeping import cross_entropy
 from hubbub.local.layout import Layout
 from hubbub.local.stack import FEW, MOST, Stack, is_right, logistic, vectorised
 from hubbub.local.torch_model import TorchModel
@@ -114,6 +114,46 @@ def test_one_that_diverges_leaves_the_others_as_they_are():
     assert not np.isfinite(second).all()
     for update, alone in zip((first, third, fourth), expected, strict=True):
         np.testing.assert_array_equal(update, alone)
+
+
+class Looks(nn.Module):
+    """Looks up what a record's first value says."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Parameter(torch.randn(7, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x + self.table[x[:, 0].abs().long()])
+
+
+def test_one_whose_records_make_the_model_raise_leaves_the_others_as_they_are():
+    made = learner(Looks)
+    made._way = stack_of(made)
+    everyone = [slots(9, at) for at in range(4)]
+    expected = [update.copy() for update in made.updates(made.initial(), everyone, training(), seeds(4))]
+    everyone[1].x[4, 0] = 7
+    found = [
+        update if isinstance(update, CodeError) else update.copy()
+        for update in made.updates(made.initial(), everyone, training(), seeds(4))
+    ]
+    assert "IndexError" in found[1].message
+    for at in (0, 2, 3):
+        np.testing.assert_array_equal(found[at], expected[at])
+
+
+def tokens():
+    return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3))
+
+
+def test_a_table_of_which_everybody_has_one_is_not_stacked():
+    made = learner(tokens)
+    example = Slots(np.arange(192).reshape(64, 3) % 7, np.arange(64) % 3, np.ones(64, dtype=bool))
+    made.self_test(example, microbatch=None)
+    made.rehearse(example, training(), participants=40, rows=9)
+    assert made._way is None
+    with pytest.raises(CodeError, match="embedding, must not look beyond one example"):
+        next(stack_of(made).updates(made.initial(), [example], training(), seeds(1)))
 
 
 def test_without_records_or_with_a_label_out_of_range_one_is_trained_alone_and_the_others_stacked():

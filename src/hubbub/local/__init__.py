@@ -9,6 +9,7 @@
     dense.py        dense networks trained by formula, one participant after the other
     gradients.py    per-example clipped gradient sums in microbatches of one fixed shape, and their self-test
     bookkeeping.py  the fast clipper: one batched pass per microbatch, for models of plain layers
+    apart.py        `torch.func.vmap` that keeps rows apart
     parts.py        what that clipper knows of layers: per-record norms and weighted sums
     threads.py      one thread for each matrix library
     arrays.py       the ndarray hook (scikit-learn, JAX, ...) as a learner

@@ -101,8 +101,9 @@ class ArrayModel:
     ) -> Float32[np.ndarray, " params"]:
         if not slots.is_real.any():
             return np.zeros(self.dimension, dtype=np.float32)
-        trained = call(self._code.train or dict, self.layout.unflatten(parameters), _records(slots), rng)
-        update = self.layout.flatten(_named("train()", trained), "train()")
+        with running("train()"):
+            trained = call(self._code.train or dict, self.layout.unflatten(parameters), _records(slots), rng)
+            update = self.layout.flatten(_named("train()", trained), "train()")
         with np.errstate(over="ignore", invalid="ignore"):
             return np.subtract(update, parameters, out=update)
 

@@ -4,6 +4,9 @@ A record is kept of what goes into each layer, one call of autograd gives the gr
 together are every record's gradient: `parts.py` turns them into norms and weighted sums. It needs a model in which
 every trained parameter belongs to a supported layer that is called once, batch first; `fit` finds out on made-up
 records, by the graph and by comparison with gradients formed record by record, and says None where that is not so.
+
+No made-up records show what somebody's code does at other values: a maximum over the batch may decide nothing until
+one record is large. So where code of an author's runs, it is given each record by itself, under vmap.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -17,7 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import grad
 
+from hubbub.local.apart import each
 from hubbub.local.parts import LAYERS, Part, make_parts
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.clip import UNIT_ROUNDOFF
@@ -29,6 +34,12 @@ AGREEMENT = 1e-3
 """Largest difference from vmap on made-up records, relative to the gradient: float32's rounding, and no mistake."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
+
+
+def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Per-example cross-entropy of [n, classes] scores."""
+    return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
 
 
 @dataclass
@@ -55,6 +66,8 @@ class Bookkeeper:
 
     def __init__(self, module: nn.Module, loss: Loss, layers: Mapping[str, nn.Module], microbatch: int) -> None:
         self._module, self._loss, self._layers, self.microbatch = module, loss, layers, microbatch
+        self._has_authors_code = has_authors_code(module, loss)
+        self._made: dict[str, torch.Size] = {}
         names = [name.rpartition(".") for name, value in module.named_parameters() if value.requires_grad]
         self._owners = [(owner, kind) for owner, _, kind in names]
         self._trained = {name: {kind for owner, kind in self._owners if owner == name} for name in layers}
@@ -87,7 +100,14 @@ class Bookkeeper:
         return [made[owner][kind] for owner, kind in self._owners]
 
     def observe(self, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """What went into each layer, and the gradient of the losses with respect to what came out."""
+        """What went into each layer, and the gradient of the losses with respect to what came out.
+
+        Guarantees:
+            No row depends on another row's values where code of an author's runs; in torch's own layers none was
+            seen to.
+        """
+        if self._has_authors_code:
+            return self._observe_apart(x, y)
         seen, losses = self._forward(x, y)
         edges = [one[0].edge for one in seen.values()]
         gradients = torch.autograd.grad(losses.sum(), edges)  # given ones, torch loads sympy to compare shapes
@@ -95,6 +115,27 @@ class Bookkeeper:
             name: (calls[0].inputs.detach(), gradient)
             for (name, calls), gradient in zip(seen.items(), gradients, strict=True)
         }
+
+    def _observe_apart(self, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same of each record by itself: a zero is added to what comes out, and its gradient is taken."""
+
+        def one(zeros: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            inputs: dict[str, Tensor] = {}
+            with self._replaced(lambda name, forward: _shifted(forward, zeros[name], name, inputs)):
+                return self._loss(self._module(x.unsqueeze(0)), y.unsqueeze(0)).sum(), inputs
+
+        shapes = self._shapes(x, y)
+        zeros = {name: torch.zeros(shape).expand(len(x), *shape) for name, shape in shapes.items()}
+        with torch.no_grad():
+            gradients, inputs = each(grad(one, has_aux=True), randomness="different")(zeros, x, y)
+        return {name: (inputs[name].squeeze(1), gradients[name].squeeze(1)) for name in shapes}
+
+    def _shapes(self, x: Tensor, y: Tensor) -> dict[str, torch.Size]:
+        """Of what comes out of each layer for one record; found once, as every record has one shape."""
+        if not self._made:
+            seen, _ = self._forward(torch.zeros_like(x[:1]), torch.zeros_like(y[:1]))
+            self._made = {name: calls[0].shape for name, calls in seen.items()}
+        return self._made
 
     def weighted_sum(self, parts: list[Part], factors: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " params"]:
         """Sum of the records' gradients, each multiplied by its factor."""
@@ -110,10 +151,16 @@ class Bookkeeper:
         `forward`.
         """
         seen: dict[str, list[_Seen]] = {name: [] for name in self._layers}
-        for name, layer in self._layers.items():
-            vars(layer)["forward"] = _recorded(layer.forward, seen[name])
-        try:
+        with self._replaced(lambda name, forward: _recorded(forward, seen[name])):
             return seen, self._loss(self._module(x), y)
+
+    @contextmanager
+    def _replaced(self, change: Callable[[str, Forward], Forward]) -> Generator[None]:
+        """Let each layer do something else for a while."""
+        for name, layer in self._layers.items():
+            vars(layer)["forward"] = change(name, layer.forward)
+        try:
+            yield
         finally:
             for layer in self._layers.values():
                 del vars(layer)["forward"]
@@ -177,8 +224,9 @@ def fit(
     clipper = Bookkeeper(module, loss, layers, len(x))
     try:
         with _stirred(module):
-            # A layer that sees positions first is given away by fewer records, however many positions there are.
-            is_complete = all(seeded(clipper.is_complete, x[:count], y[:count]) for count in (len(x), 3))
+            # A layer that sees positions first is given away by fewer records, however many positions there are; and
+            # code of an author's is given one.
+            is_complete = all(seeded(clipper.is_complete, x[:count], y[:count]) for count in (len(x), 3, 1))
             if not (is_complete and clipper.is_separate(x, y)):
                 return None
             module.eval()  # dropout draws other masks in one batch than in single examples
@@ -248,11 +296,27 @@ def _is_changed(layer: nn.Module) -> bool:
 
 def is_torchs(module: nn.Module) -> bool:
     """Whether a model is made of PyTorch's own modules, unchanged: no code of its author's runs in it."""
-    modules = list(module.modules())
-    return all(type(one).__module__.startswith("torch.nn.modules.") and not _is_changed(one) for one in modules)
+    return not any(map(_is_changed, module.modules())) and all(
+        str(one.__module__).startswith(("torch.nn.modules.", "torch.nn.functional"))
+        for layer in module.modules()
+        for one in (type(layer), *filter(callable, vars(layer).values()))  # an activation may be somebody's function
+    )
 
 
-def _recorded(forward: Callable[[Tensor], Tensor], calls: list[_Seen]) -> Callable[[Tensor], Tensor]:
+def has_authors_code(module: nn.Module, loss: Loss) -> bool:
+    """Whether anything but PyTorch's own code runs from a record to its loss."""
+    return loss is not cross_entropy or not is_torchs(module)
+
+
+def _shifted(forward: Forward, zeros: Tensor, name: str, inputs: dict[str, Tensor]) -> Forward:
+    def call(given: Tensor) -> Tensor:
+        inputs[name] = given
+        return forward(given) + zeros
+
+    return call
+
+
+def _recorded(forward: Forward, calls: list[_Seen]) -> Forward:
     def call(inputs: Tensor) -> Tensor:
         outputs = forward(inputs)
         calls.append(_Seen(inputs, get_gradient_edge(outputs), outputs.shape))

@@ -6,9 +6,10 @@ and padding keep their row, with zeroed inputs and weight zero. (At another numb
 pick another kernel, and every other row's gradient changes in its last bits.)
 
 Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them,
-at the number of rows that they are for. Where an author's own code runs in a model, vmap runs it first: it refuses
-code that looks at values, which may mix records at other values than the made-up ones. vmap's gradients load a
-compiler that nobody uses, for a second; a model of PyTorch's own modules is spared that.
+at the number of rows that they are for. Where an author's own code runs in a model or loss, both run it under vmap
+only: it refuses code that looks at values, and gives the rest one record at a time, so that none can mix records at
+other values than the made-up ones. vmap's gradients load a compiler that nobody uses, for a second; a model of
+PyTorch's own modules is spared that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import Loss, fit, is_same_beside, is_torchs, seeded
+from hubbub.local.apart import each
+from hubbub.local.bookkeeping import Loss, fit, has_authors_code, is_same_beside, seeded
 from hubbub.mechanism import Mechanism
 from hubbub.mechanism.mechanism import MOST_ROWS
 from hubbub.study import Slots
@@ -56,15 +58,41 @@ def clipped_sums(
         mechanism: Says how far a gradient may reach.
 
     Guarantees:
-        Each row adds a vector of norm at most `max_norm`; a null slot, padding, or a gradient that is
-        not finite adds zero. The number of microbatches depends on `len(drawn)` only.
+        Each row adds a vector of norm at most `max_norm`; a null slot, padding, a gradient that is not finite, or
+        a record at which model or loss raises adds zero. The number of microbatches depends on `len(drawn)` only.
+
+    Raises:
+        Exception: Of the model or loss, if it raises without any record.
 
     Source:
         Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
     """
     for start in range(0, len(drawn), clipper.microbatch):
         packed = _pack(slots, drawn[start : start + clipper.microbatch], clipper.microbatch)
-        yield clipper(*packed, mechanism)
+        yield _those_that_run(clipper, *packed, mechanism)
+
+
+def _those_that_run(
+    clipper: Clipper, x: Tensor, y: Tensor, weights: Float[np.ndarray, " rows"], mechanism: Mechanism
+) -> Float[np.ndarray, " params"]:
+    """A microbatch's sum. Were it given up for one record that raises, its absence would tell of that record.
+
+    So each record is tried by itself, who raises is nulled, and what layers draw is drawn again alike for the others.
+    """
+    state = torch.random.get_rng_state()
+    try:
+        return clipper(x, y, weights, mechanism)
+    except Exception:  # noqa: BLE001, whatever is raised at somebody's values
+        clipper(torch.zeros_like(x), torch.zeros_like(y), weights, mechanism)
+    for row in range(len(x)):
+        one_x, one_y = torch.zeros_like(x), torch.zeros_like(y)
+        one_x[row], one_y[row] = x[row], y[row]
+        try:
+            clipper(one_x, one_y, weights, mechanism)
+        except Exception:  # noqa: BLE001
+            x[row], y[row], weights[row] = 0, 0, 0.0
+    torch.random.set_rng_state(state)
+    return clipper(x, y, weights, mechanism)
 
 
 class PerExample:
@@ -84,7 +112,7 @@ class PerExample:
             outputs = functional_call(module, dict(parameters), (x.unsqueeze(0),))
             return loss(outputs, y.unsqueeze(0)).sum()
 
-        self._gradients = vmap(grad(one), in_dims=(None, 0, 0), randomness="different")
+        self._gradients = each(grad(one), in_dims=(None, 0, 0), randomness="different")
 
     def rows(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Gradients by parameter, one row per record."""
@@ -130,12 +158,7 @@ def _fit_torchs(module: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Clipper 
         gradients = [torch.autograd.grad(one, list(named.values())) for one in losses]
         return dict(zip(named, map(torch.stack, zip(*gradients, strict=True)), strict=True))
 
-    return fit(module, loss, x, y, rows) if loss is cross_entropy and is_torchs(module) else None
-
-
-def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Per-example cross-entropy of [n, classes] scores."""
-    return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
+    return None if has_authors_code(module, loss) else fit(module, loss, x, y, rows)
 
 
 def _pack(slots: Slots, rows: NDArray[Any], count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
+from hubbub.local.apart import each
 from hubbub.local.bookkeeping import is_plain
 from hubbub.local.layout import Layout
 from hubbub.local.seeds import shuffled
@@ -191,7 +192,7 @@ def vectorised(module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], layo
         losses = loss(functional_call(module, dict(zip(names, parameters, strict=True)), (x,)), y)
         return (losses.view(len(share)) * share).sum()
 
-    gradients = vmap(grad(one), randomness="error")
+    gradients = each(grad(one))
 
     def step(flat: Weights, batch: Batch, rate: float) -> None:
         parts, records = torch.from_numpy(flat).split(sizes, 1), map(torch.from_numpy, batch)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubbub.errors import CodeError
-from hubbub.local.bookkeeping import Loss
+from hubbub.local.bookkeeping import Loss, cross_entropy
 from hubbub.local.dense import dense
-from hubbub.local.gradients import Clipper, choose, clipped_sums, cross_entropy, made_up_rows
+from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.learner import Measured, means
 from hubbub.local.seeds import layer_seed, shuffled
@@ -176,7 +176,7 @@ class TorchModel:
                 pass
             return time.perf_counter() - started
 
-        with torch.random.fork_rng():
+        with running("model() or loss() in training"), torch.random.fork_rng():
             self.module.train()
             stack = self._fit(vectorised(self.module, self.loss, self.layout), example)
             if stack is None:
@@ -212,7 +212,7 @@ class TorchModel:
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
         assert self._clipper is not None  # noqa: S101, self_test has chosen one
-        with self._in_use():
+        with self._in_use(), running("model() or loss() in training"):
             self._load(parameters)
             self.module.train()
             yield from clipped_sums(self._clipper, slots, drawn, mechanism)
@@ -230,7 +230,7 @@ class TorchModel:
             Deterministic in its arguments, one participant by one. Only ever sent after clipping: what it does
             inside one participant is covered by client-level privacy.
         """
-        with self._in_use():
+        with self._in_use(), running("model() or loss() in training"):
             for start in range(0, len(everyone), MOST):
                 part = slice(start, start + MOST)
                 yield from self._stacked(parameters, everyone[part], training, seeds[part])
@@ -247,10 +247,33 @@ class TorchModel:
         at = [index for index, slots in enumerate(everyone) if way is not None and way.takes(slots)]
         made = iter(())
         if way is not None and at:
-            made = way.updates(parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
+            made = self._by_way(way, parameters, [everyone[i] for i in at], training, [seeds[i] for i in at])
         together = set(at)
         for index, (slots, seed) in enumerate(zip(everyone, seeds, strict=True)):
             yield next(made) if index in together else self._alone(parameters, slots, training, seed)
+
+    def _by_way(
+        self,
+        way: Way,
+        parameters: Float32[np.ndarray, " params"],
+        everyone: Sequence[Slots],
+        training: Training,
+        seeds: Sequence[bytes],
+    ) -> Iterator[Float32[np.ndarray, " params"] | CodeError]:
+        """Where somebody's records make the study's code raise, each by itself: the others' updates stay the same."""
+        for start in range(0, len(everyone), self.together):
+            part = slice(start, start + self.together)
+            given = everyone[part], training, seeds[part]
+            try:
+                with running("model() or loss() in training"):
+                    made: Sequence[Float32[np.ndarray, " params"] | CodeError] = list(way.updates(parameters, *given))
+            except CodeError as error:
+                made = [error]
+            if len(made) == len(given[0]):
+                yield from made
+            else:
+                for slots, seed in zip(given[0], given[2], strict=True):
+                    yield from self._by_way(way, parameters, [slots], training, [seed])
 
     def _alone(
         self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, seed: bytes

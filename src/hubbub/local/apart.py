@@ -1,0 +1,61 @@
+"""`torch.func.vmap`, without the two operations in which it lets one row reach into another's memory.
+
+Code under vmap sees one record, or one participant, and that is what keeps these apart. But for a table that each row
+has of its own, and for `index_fill`, vmap lays the rows end to end and adds a row's offset to its indices, unchecked:
+an index past the end of one row's table is the next row's first entry, to read and to train.
+
+Source:
+    torch 2.13.0, aten/src/ATen/functorch: `embedding` and `index_fill` in the batching rules; others were tried.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]  # nothing public tells what vmap has batched
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+
+from hubbub.errors import CodeError
+
+
+def each(function: Callable[..., Any], *, in_dims: Any = 0, randomness: str = "error") -> Callable[..., Any]:
+    """As vmap.
+
+    Guarantees:
+        What the function gives for one row does not depend on another row's values.
+
+    Raises:
+        CodeError: From the result: the function uses an operation with which that would not be so.
+    """
+
+    def guarded(*arguments: Any) -> Any:
+        with _Guard():
+            return function(*arguments)
+
+    return vmap(guarded, in_dims=in_dims, randomness=randomness)
+
+
+class _Guard(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        is_mixing = name.startswith("index_fill") or (
+            name == "embedding" and any(_is_batched_table(value) for value in (*args, *kwargs.values()))
+        )
+        if is_mixing:
+            raise CodeError(
+                f"model() or loss(): {name}, must not look beyond one example, found that torch.func.vmap lets it",
+                hint="index the tensor, tensor[indices], or use scatter(): both check what is in range",
+            )
+        return func(*args, **kwargs)
+
+
+def _is_batched_table(value: Any) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    while _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_batchedtensor(value):
+            return True
+        value = _functorch.get_unwrapped(value)
+    return False
