@@ -134,13 +134,49 @@ def test_a_schedule_admits_its_plan_once(study, capsys):
 def test_a_budget_is_lowered_only_by_who_says_so(capsys, tmp_path):
     grant = ["budget", "grant", "--home", tmp_path, "--epsilon"]
     assert main([str(one) for one in (*grant, 9, "site-a", "site-b")]) == 0
-    code, error, hint = refused(capsys, *grant, 5.8, "site-*", "--delta", 1e-6)
+    code, error, hint = refused(capsys, *grant, 5.8, "site-*")
     assert (code, error) == (1, "site-a, has epsilon 9, found less, 5.8, and 1 more like it; nothing granted")
     assert hint == "name other datasets, or add --lower"
     assert main([str(one) for one in (*grant, 5.8, "site-b", "--lower")]) == 0
     out, err = capsys.readouterr()
     assert "5.8000" in out
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "hint"),
+    [
+        (["--unit", "client"], "has unit example, which stays as it is, found client", "--unit"),
+        (["--delta", "1e-6"], "has delta 1e-05, which stays as it is, found 1e-06", "--delta"),
+        (["--delta", "0"], "has delta 1e-05, which stays as it is, found 0.0", "--delta"),
+        (["--gaussian"], "has kind filter, which stays as it is, found gaussian", "--gaussian"),
+    ],
+)
+def test_a_budget_keeps_its_unit_delta_and_kind(capsys, tmp_path, options, words, hint):
+    grant = ["budget", "grant", "--home", str(tmp_path), "site-a", "--epsilon"]
+    assert main([*grant, "9"]) == 0
+    code, error, found = refused(capsys, *grant, 40, *options)
+    assert (code, error) == (1, f"site-a, {words}; nothing granted")
+    assert found == f"leave out {hint}, or grant to other names"
+    assert main([*grant, "40", "--unit", "example", "--delta", "1e-5"]) == 0
+    assert "40.0000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [36, 60, 100])
+def test_a_narrow_terminal_folds_names_and_crops_no_number(tmp_path, capsys, monkeypatch, columns):
+    names = [f"university-hospital-of-the-northern-district-{number}" for number in (1, 2)]
+    assert main(["budget", "grant", *names, "--epsilon", "12.75", "--home", str(tmp_path)]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["budget", "show", "--home", str(tmp_path), "--planned"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines)
+    told = [line.split() for line in lines if "12.7500" in line]
+    assert [words[-8:] for words in told] == [
+        ["example", "filter", "0.0000", "12.7500", "12.7500", "1e-05", "0", "0.0000"]
+    ] * 2
+    assert all(name in "".join(line.split()[0] for line in lines if line.strip()) for name in names)
+    assert max(map(len, lines)) <= max(columns, 70)
 
 
 def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
@@ -202,6 +238,74 @@ def test_a_broken_study_py_is_one_line_that_names_the_place(study, capsys):
     code, error, _ = refused(capsys, "run", study)
     assert code == 2
     assert error == "study.py:3, must import, ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_exit_in_study_py_is_no_exit_of_hubbub(study, capsys, code):
+    (study / "study.py").write_text(f"import sys\n\nsys.exit({code})\n")
+    found, error, _ = refused(capsys, "run", study)
+    assert found == 2
+    assert error == f"study.py:3, must import, SystemExit: {code}"
+
+
+def test_an_exit_of_a_loss_in_the_second_round_is_no_exit_of_hubbub(study, capsys):
+    with (study / "study.py").open("a") as file:
+        file.write(
+            "\n\ndef loss(outputs, y):\n"
+            f"    if outputs.requires_grad and __import__('os').path.exists({str(study / 'out' / 'snapshot-1')!r}):\n"
+            "        raise SystemExit(0)\n"
+            "    return torch.nn.functional.cross_entropy(outputs, y, reduction='none')\n"
+        )
+    code, error, hint = refused(capsys, "run", study, "--out", study / "out")
+    assert code == 2
+    assert error.startswith("study code at study.py:")
+    assert error.endswith(": model() or loss() in training, must not raise, SystemExit: 0")
+    assert hint == "take the exit out: whoever runs a study says when it ends"
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["new", LONG],
+        ["check", LONG],
+        ["plan", LONG],
+        ["run", LONG],
+        ["verify", LONG],
+        ["budget", "show", "--home", LONG],
+        ["budget", "show", "--study", LONG],
+        ["log", "show", "--home", LONG],
+        ["keys", "list", "--home", LONG],
+        ["incident", "list", "--home", LONG],
+        ["dataset", "list", "--home", LONG],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_one_error(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, error, hint = refused(capsys, *arguments)
+    assert code == 2
+    assert re.fullmatch(rf"{LONG}\S*, must be a [^,]*, (found )?'?File name too long'?; nothing .*", error)
+    assert hint in {"name another", "name another folder"}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_what_cannot_be_read_or_written_in_a_study_is_one_error(study, capsys, command):
+    (study / "study.py").unlink()
+    (study / "study.py").mkdir()
+    code, error, hint = refused(capsys, command, study)
+    assert code == 2
+    found = "found 'Is a directory'; nothing more was done"
+    assert error == f"{study}/study.py, must be a file or folder that can be used, {found}"
+    assert hint == f"ls -ld {study}/study.py"
+
+
+def test_an_exception_that_is_no_word_of_the_systems_keeps_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: (_ for _ in ()).throw(OSError("libx.so: cannot open")))
+    with pytest.raises(OSError, match="libx"):
+        main(["new", str(tmp_path / "study")])
 
 
 def test_every_command_stands_in_the_help():

@@ -112,8 +112,37 @@ def test_an_exception_while_importing_is_one_line_with_file_and_line(write):
 
 
 def test_a_module_that_is_not_there_is_one_line(write):
-    message, _ = refusal(write("import no_such_module_anywhere\n"))
+    message, hint = refusal(write("import no_such_module_anywhere\n"))
     assert message == "study.py:1, must import, ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+    assert hint == (
+        "install the library that has the module no_such_module_anywhere, or put no_such_module_anywhere.py "
+        "beside study.py"
+    )
+
+
+def test_a_library_that_an_extra_brings_is_told_by_the_extra(write):
+    _, hint = refusal(write("raise ModuleNotFoundError('No module named torch.nn', name='torch.nn')\n"))
+    assert hint == "pip install '.[torch]' in a checkout of hubbub"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_exit_while_importing_is_an_error_and_no_exit_of_hubbub(write, code):
+    message, hint = refusal(write(f"import sys\nsys.exit({code})\n"))
+    assert message == f"study.py:2, must import, SystemExit: {code}"
+    assert hint == "take the exit out: whoever runs a study says when it ends"
+
+
+def test_ctrl_c_while_importing_is_no_error_of_the_study(write):
+    with pytest.raises(KeyboardInterrupt):
+        load_code(write("raise KeyboardInterrupt\n"))
+
+
+def test_the_command_that_shows_a_traceback_can_be_typed_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "Studie für Ärzte"
+    folder.mkdir()
+    (folder / "study.py").write_text("1 / 0\n")
+    _, hint = refusal(folder / "study.py")
+    assert hint == f"python '{folder}/study.py' shows the whole traceback"
 
 
 def test_a_refusal_of_ours_goes_through_unchanged(write):
@@ -323,6 +352,20 @@ def test_an_exception_of_many_lines_is_one_line():
 def test_an_exception_without_words_is_one_line():
     with pytest.raises(CodeError, match=r"ValueError: $"):
         call(raising(""), "north")
+
+
+def test_an_exit_inside_a_function_is_an_error_and_ctrl_c_is_none(write):
+    code = load_code(write(MODEL.replace("return hubbub.Examples([], [])", "raise {'x': SystemExit(3)}[name]", 1)))
+    with pytest.raises(CodeError) as caught:
+        call(code.data, "x")
+    assert caught.value.message == "study code at study.py:4: data('x'), must not raise, SystemExit: 3"
+    assert caught.value.hint == "take the exit out: whoever runs a study says when it ends"
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(stopped)
 
 
 def test_what_has_no_name_can_fail_too():

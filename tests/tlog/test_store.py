@@ -210,10 +210,12 @@ def test_the_file_is_for_its_owner_only(tmp_path):
 def test_a_file_that_is_no_log_is_refused(tmp_path):
     path = tmp_path / "log.db"
     path.write_bytes(b"something else entirely" * 100)
-    with pytest.raises(InputError, match="must be a log's database that can be written, file is not a database"):
+    with pytest.raises(InputError, match="must be a log's database that can be written, file is not") as found:
         Store(path)
-    with pytest.raises(InputError, match=r"Not a directory|File exists"):
+    assert found.value.hint == "restore it from a copy"
+    with pytest.raises(InputError, match=r"Not a directory|File exists") as found:
         Store(path / "log.db")
+    assert found.value.hint.startswith(f"ls -ld {path} shows who may write there, df -h"), "an old copy has forgotten"
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,14 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
 *Trust:* none beyond the library's; it decides nothing.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
 
-from hubbub.errors import HubbubError
+from hubbub.errors import HubbubError, InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +44,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, options = parse(list(sys.argv[1:] if arguments is None else arguments))
         command(options)
     except HubbubError as error:
-        from hubbub.cli.plain import plain
-
-        print(f"hubbub: error: {plain(error.message)}\nhubbub: hint: {plain(error.hint)}", file=sys.stderr)
-        return error.exit_code
+        return _told(error)
     except KeyboardInterrupt:
         print("hubbub: error: stopped by Ctrl-C; what was charged stays charged", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.strerror is None:  # no word of the system's, but of a library's
+            raise
+        return _told(_of_the_system(error, error.strerror))
     return 0
+
+
+def _told(error: HubbubError) -> int:
+    from hubbub.cli.plain import plain
+
+    print(f"hubbub: error: {plain(error.message)}\nhubbub: hint: {plain(error.hint)}", file=sys.stderr)
+    return error.exit_code
+
+
+def _of_the_system(error: OSError, found: str) -> InputError:
+    """What no room has foreseen: a file, a disk or a port of whoever typed the command."""
+    if error.filename is None:
+        return InputError(
+            f"this machine, must allow what was asked, found {found!r}; nothing more was done",
+            hint="df -h . shows whether a disk is full, ulimit -a what is not allowed",
+        )
+    name = str(error.filename)
+    there = name if os.path.lexists(name) else str(Path(name).parent)
+    return InputError(
+        f"{name}, must be a file or folder that can be used, found {found!r}; nothing more was done",
+        hint="name another" if error.errno == errno.ENAMETOOLONG else f"ls -ld {quote(there)}",
+    )

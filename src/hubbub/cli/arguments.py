@@ -231,11 +231,10 @@ def _add_budget_commands(commands: Any) -> None:
     grant.add_argument("datasets", metavar="DATASET", nargs="+", help="name, or a pattern such as 'hospital-*'")
     grant.add_argument("--epsilon", type=float, required=True, help="total epsilon that the dataset may ever spend")
     grant.add_argument("--lower", action="store_true", help="lower budgets that have more")
-    grant.add_argument("--delta", type=float, default=1e-5, help="delta of a new budget (default: 1e-5)")
+    grant.add_argument("--delta", type=float, help="delta of a new budget (default: 1e-5)")
     grant.add_argument(
         "--unit",
         choices=["example", "client"],
-        default="example",
         help="who a new budget protects (default: example)",
     )
     grant.add_argument(

@@ -1,6 +1,7 @@
 """budget show, grant, forecast, history."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,6 +15,9 @@ from hubbub.errors import BudgetError, InputError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted, BudgetReserved
 from hubbub.governance import Federation
+
+DELTA = 1e-5
+"""Of a new budget, where nothing else is said."""
 
 
 def show(options: argparse.Namespace) -> None:
@@ -49,6 +53,7 @@ def grant(options: argparse.Namespace) -> None:
     names = sorted({name for pattern in options.datasets for name in _matching(pattern, known)})
     grants = [_grant(name, known.get(name), options) for name in names]
     _check_lowered(grants, known, options)
+    _check_given(grants, options)
     ledger.grant(grants)
     if new := [name for name in names if name not in known]:
         print(f"hubbub: new budgets, of names that nothing was granted to before: {', '.join(new)}", file=sys.stderr)
@@ -56,14 +61,15 @@ def grant(options: argparse.Namespace) -> None:
 
 
 def _grant(name: str, before: BudgetGranted | None, options: argparse.Namespace) -> BudgetGranted:
+    delta = DELTA if options.delta is None else options.delta
     if options.plan:
         plans = [_planned(study) for study in options.plan]
-        return schedule_grant(name, plans, options.epsilon, options.delta)
+        return schedule_grant(name, plans, options.epsilon, delta)
     if before is not None:
         kind = "gaussian" if before.kind == "gaussian" else "filter"
         return filter_grant(name, before.unit, options.epsilon, before.delta, order=before.order, kind=kind)
     kind = "gaussian" if options.gaussian else "filter"
-    return filter_grant(name, options.unit, options.epsilon, options.delta, kind=kind)
+    return filter_grant(name, options.unit or "example", options.epsilon, delta, kind=kind)
 
 
 def _check_lowered(
@@ -79,6 +85,17 @@ def _check_lowered(
             + "; nothing granted",
             hint="name other datasets, or add --lower",
         )
+
+
+def _check_given(grants: Sequence[BudgetGranted], options: argparse.Namespace) -> None:
+    """What is said of a budget must be so: only epsilon changes, and plans have their own unit."""
+    given = {"unit": options.unit, "delta": options.delta, "kind": "gaussian" if options.gaussian else None}
+    for grant, (key, value) in itertools.product(grants, given.items()):
+        if value not in (None, has := getattr(grant, key)):
+            raise BudgetError(
+                f"{grant.dataset}, has {key} {has}, which stays as it is, found {value}; nothing granted",
+                hint=f"leave out --{value if key == 'kind' else key}, or grant to other names",
+            )
 
 
 def _matching(pattern: str, known: dict[str, BudgetGranted]) -> list[str]:

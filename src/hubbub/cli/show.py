@@ -37,6 +37,9 @@ from hubbub.study import Slots
 REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
+FOLDED = 7
+"""Signs of a name that stand on one line in the narrowest terminal."""
+NUMBERS = {"spent", "of", "left", "planned", "one run costs", "runs that fit"}
 
 
 def plan_json(plan: Plan) -> None:
@@ -149,28 +152,44 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
             else [{**msgspec.structs.asdict(line), "planned": planned[line.dataset]} for line in lines]
         )
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     headers = ["dataset", "protects", "grant", "spent", "of", "left", "delta", "runs"]
-    for header in headers if planned is None else [*headers, "planned"]:
-        is_number = header in {"spent", "of", "left", "planned"}
-        table.add_column(header, no_wrap=header != "runs", justify="right" if is_number else "left")
+    rows: list[list[str]] = []
     for name, line in _grouped(lines):
         spent, budget = line.epsilon_spent, line.epsilon_budget
         left = max(budget - spent, 0) if spent is not None and budget is not None else None
         notes = [f"{line.open_runs} open"] * bool(line.open_runs)
         notes += [f"{line.runs_without_noise} without noise"] * bool(line.runs_without_noise)
-        table.add_row(
-            cell(name),
-            line.unit,
-            line.kind,
-            _epsilon(spent),
-            "" if budget is None else f"{budget:.4f}",
-            "" if left is None else f"{left:.4f}",
-            "" if line.delta is None else f"{line.delta:g}",
-            f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
-            *([] if planned is None else [_epsilon(planned[line.dataset])]),
+        rows.append(
+            [
+                name,
+                line.unit,
+                line.kind,
+                _epsilon(spent),
+                "" if budget is None else f"{budget:.4f}",
+                "" if left is None else f"{left:.4f}",
+                "" if line.delta is None else f"{line.delta:g}",
+                f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
+                *([] if planned is None else [_epsilon(planned[line.dataset])]),
+            ]
         )
-    console().print(table)
+    _print_rows(headers if planned is None else [*headers, "planned"], rows, names=("dataset", "runs"))
+
+
+def _print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: Sequence[str]) -> None:
+    """Print a table of datasets: in a narrow terminal names fold, and a number is whole, if need be beyond the edge."""
+    out = console()
+    longest = {column[0]: max(map(len, column)) for column in zip(headers, *rows, strict=True)}
+    least = {header: min(width, FOLDED) if header in names else width for header, width in longest.items()}
+    edges = len(headers) + 1
+    padding = int(sum(longest.values()) + len(headers) + edges <= out.width)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0))
+    for header, width in least.items():
+        side = "right" if header in NUMBERS else "left"
+        table.add_column(header, no_wrap=header not in names, overflow="fold", min_width=width, justify=side)
+    for row in rows:
+        table.add_row(*map(cell, row))
+    out.width = max(out.width, sum(least.values()) + edges)
+    out.print(table)
 
 
 def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
@@ -297,13 +316,11 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
     if as_json:
         json(lines)
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for header in ("dataset", "one run costs", "left", "runs that fit"):
-        table.add_column(header, justify="left" if header == "dataset" else "right")
+    rows: list[list[str]] = []
     for line in lines:
         numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
-        table.add_row(cell(_short(line.dataset)), *numbers, "" if line.runs is None else str(line.runs))
-    console().print(table)
+        rows.append([_short(line.dataset), *numbers, "" if line.runs is None else str(line.runs)])
+    _print_rows(["dataset", "one run costs", "left", "runs that fit"], rows, names=("dataset",))
 
 
 def _short(dataset: str) -> str:

@@ -176,7 +176,7 @@ class TorchModel:
                 pass
             return time.perf_counter() - started
 
-        with torch.random.fork_rng():
+        with running("model() or loss() in training"), torch.random.fork_rng():
             self.module.train()
             stack = self._fit(vectorised(self.module, self.loss, self.layout), example)
             if stack is None:
@@ -212,7 +212,7 @@ class TorchModel:
     ) -> Iterator[Float[np.ndarray, " params"]]:
         """Sums of clipped per-example gradients, one per microbatch; see `gradients.clipped_sums`."""
         assert self._clipper is not None  # noqa: S101, self_test has chosen one
-        with self._in_use():
+        with self._in_use(), running("model() or loss() in training"):
             self._load(parameters)
             self.module.train()
             yield from clipped_sums(self._clipper, slots, drawn, mechanism)
@@ -230,7 +230,7 @@ class TorchModel:
             Deterministic in its arguments, one participant by one. Only ever sent after clipping: what it does
             inside one participant is covered by client-level privacy.
         """
-        with self._in_use():
+        with self._in_use(), running("model() or loss() in training"):
             for start in range(0, len(everyone), MOST):
                 part = slice(start, start + MOST)
                 yield from self._stacked(parameters, everyone[part], training, seeds[part])

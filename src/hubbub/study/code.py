@@ -13,6 +13,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from shlex import quote
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -83,6 +84,10 @@ def _source(function: object) -> str:
 _NOT_CODE = {"runs", ".hubbub", ".venv", "__pycache__", "build"}
 _STUDY = "hubbub_study_"
 """How the modules are called that study.py files become."""
+RAISED = (Exception, SystemExit)
+"""What code of a study may raise: an exit in it is none of hubbub, whose exit codes mean something; Ctrl-C is."""
+_EXTRAS = {"torch": "torch", "sklearn": "examples"}
+"""Modules that an extra of hubbub brings."""
 
 
 def hash_folder(directory: Path) -> str:
@@ -147,10 +152,10 @@ def _import(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except HubbubError:
         raise
-    except Exception as error:
+    except RAISED as error:
         raise CodeError(
             f"{path.name}{_line(error, path)}, must import, {type(error).__name__}: {error}",
-            hint=f"python {path} shows the whole traceback",
+            hint=_advice(error) or f"python {quote(str(path))} shows the whole traceback",
         ) from error
     return module
 
@@ -289,15 +294,27 @@ def running(what: str) -> Generator[None]:
         yield
     except HubbubError:
         raise
-    except Exception as error:
+    except RAISED as error:
         first = (str(error).splitlines() or [""])[0]
         raise CodeError(
             f"study code{_place(error)}: {what}, must not raise, {type(error).__name__}: {first}",
-            hint="the same call in a Python prompt shows the whole traceback",
+            hint=_advice(error) or "the same call in a Python prompt shows the whole traceback",
         ) from error
 
 
-def _place(error: Exception) -> str:
+def _advice(error: BaseException) -> str | None:
+    """What to do about an exception whose traceback would tell nobody more."""
+    if isinstance(error, SystemExit):
+        return "take the exit out: whoever runs a study says when it ends"
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    module = error.name.partition(".")[0]
+    if module in _EXTRAS:
+        return f"pip install '.[{_EXTRAS[module]}]' in a checkout of hubbub"
+    return f"install the library that has the module {module}, or put {module}.py beside study.py"
+
+
+def _place(error: BaseException) -> str:
     """File and line of the last frame that is the user's, where there is one."""
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     ours = Path(__file__).parents[1]
@@ -309,7 +326,7 @@ def _place(error: Exception) -> str:
     return f" at {theirs[-1][0]}:{theirs[-1][1]}" if theirs else ""
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     lines: list[int] = []
     trace = error.__traceback__
     while trace is not None:

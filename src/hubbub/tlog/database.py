@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final
 
 from hubbub.errors import InputError
@@ -99,7 +100,11 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
+            folder = quote(str(self.path.parent))
+            look = f"ls -ld {folder} shows who may write there, df -h {folder} if a disk is full, ulimit -f a limit"
+            # An older copy is a log that has forgotten: only for one that is no log any more.
+            is_damaged = type(error) is sqlite3.DatabaseError
             raise InputError(
                 f"{self.path}, must be a log's database that can be written, {error}; nothing recorded",
-                hint="restore it from a copy, or look at the disk and at who may write there",
+                hint="restore it from a copy" if is_damaged else look,
             ) from None
