@@ -57,6 +57,15 @@ def test_the_third_run_is_refused_with_exit_code_one_until_somebody_grants_more(
     assert main(["run", str(study), "--quiet"]) == 0
 
 
+def test_a_run_that_has_ended_says_that_nothing_was_trained(study, capsys):
+    assert main(["run", str(study), "--out", str(study / "run-1"), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(study / "run-1")]) == 0
+    assert "had ended before: nothing was trained" in capsys.readouterr().out
+    assert main(["resume", str(study / "run-1"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["had_ended"] is True
+
+
 def test_run_prints_json_for_a_machine(study, capsys):
     capsys.readouterr()
     assert main(["run", str(study), "--json", "--out", str(study / "r")]) == 0

@@ -240,3 +240,15 @@ def test_an_attempt_closed_before_its_sum_is_complete_fails(coordinator):
     machine, _ = coordinator()
     machine.open(["a", "b", "c"])
     assert machine.close().reason == "given up before its sum was complete"
+
+
+@pytest.mark.parametrize("noise", ["server", "local"])
+def test_a_sum_is_released_once_however_often_its_attempt_is_closed(coordinator, settings, noise):
+    machine, _ = coordinator(settings(privacy={"noise": noise}))
+    for name, message in machine.open(["a", "b", "c"]).items():
+        machine.receive(answer(message, name, np.zeros(10)))
+    assert isinstance(end(machine), RoundClosed)
+    model = machine.parameters.copy()
+    assert machine.close().reason == "given up before its sum was complete"
+    np.testing.assert_array_equal(machine.parameters, model)
+    assert machine.round_number == 2

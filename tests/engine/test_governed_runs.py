@@ -19,12 +19,15 @@ from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingE
 from hubbub.events import BudgetGranted, RoundClosed, encode_event
 from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of, witness_policy
 from hubbub.governance.acts import (
+    EnrolKey,
+    EraseDataset,
     FoundFederation,
     PassReview,
     ProposeStudy,
     RaiseBudget,
     RegisterDataset,
     ReleaseModel,
+    RevokeKey,
     StopRun,
 )
 from hubbub.governance.roles import packaged
@@ -238,6 +241,38 @@ def test_whoever_may_stops_a_run_for_good(world, run, tmp_path):
         run(study, watch=watch)
 
 
+def after_round_one(act):
+    def watch(event, _plan):
+        if isinstance(event, RoundClosed) and event.round_number == 1:
+            act()
+
+    return watch
+
+
+def test_a_run_whose_approval_lapses_waits_until_the_study_is_approved_again(world, run, tmp_path):
+    def steal():
+        act = RevokeKey(key=world.keys["owner-b"].card.key_id, reason="stolen")
+        world.approve(world.act("operator", act), "officer")
+
+    study = world.approved()
+    with pytest.raises(WaitingError, match=r"found after round 1: .* found it lapsed.*; nothing more asked, it stays"):
+        run(study, out=tmp_path / "lapsed", watch=after_round_one(steal))
+    with pytest.raises(RefusedError, match="must be approved, found it lapsed"):
+        hubbub.resume(tmp_path / "lapsed", study=study)
+    world.keys["owner-2"] = new_keys("owner-2", organisation="clinic-b", role="data-owner")
+    world.approve(world.act("operator", EnrolKey(card=world.keys["owner-2"].card)), "officer")
+    world.approve(world.act("scientist", world.proposal(study)), "owner-a", "owner-2", "owner-c", "officer")
+    assert hubbub.resume(tmp_path / "lapsed", study=study).rounds == 4
+
+
+def test_a_run_on_data_that_is_erased_asks_for_nothing_more(world, run, tmp_path):
+    erase = after_round_one(lambda: world.act("owner-a", EraseDataset(dataset=f"{0:032x}")))
+    with pytest.raises(WaitingError, match="found after round 1: a, must hold a registered dataset, found none"):
+        run(world.approved(), out=tmp_path / "erased", watch=erase)
+    settled = hubbub.stop(tmp_path / "erased")
+    assert settled.charged == 1
+
+
 def write_policy(world, site, text):
     (world.home / "sites").mkdir(exist_ok=True)
     (world.home / "sites" / f"{site}.toml").write_text(f"[policy]\n{text}\n")
@@ -290,6 +325,18 @@ def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, ma
     write_policy(world, "c", "limit = 1")
     with pytest.raises(hubbub.HubbubError, match="must be a site file"):
         run(make_study(tables))
+
+
+def test_a_link_to_a_policy_that_is_gone_is_no_permission(tmp_path, make_study, run):
+    (tmp_path / "home" / "sites").mkdir(parents=True)
+    (tmp_path / "home" / "sites" / "a.toml").symlink_to(tmp_path / "gone.toml")
+    with pytest.raises(hubbub.HubbubError, match="must be a site file"):
+        run(make_study())
+    shutil.rmtree(tmp_path / "home" / "sites")
+    (tmp_path / "home" / "sites").symlink_to(tmp_path / "gone")
+    with pytest.raises(hubbub.HubbubError, match=r"No such file or directory: .*sites"):
+        run(make_study())
+    assert not list(tmp_path.glob("run-*"))
 
 
 @pytest.fixture

@@ -258,10 +258,12 @@ def test_with_too_few_sites_the_run_waits_by_name_and_goes_on_when_they_are_back
     assert told.state == "interrupted"
     assert "waits for 4 participants and a quorum of 6 witnesses, found a, b, c; nothing more asked" in told.words
     world.wires.spoil, world.wires.away = (lambda *spoiled: spoiled[2]), set()
-    world.resume(world.command, world.run)
+    assert not world.resume(world.command, world.run).had_ended
     told = world.ended(world.command, world.run)
     assert (told.state, told.rounds) == ("finished", 4)
     world.check_charges()
+    assert world.resume(world.command, world.run).had_ended
+    assert world.ended(world.command, world.run) == told
 
 
 class CoordinatorCrash(BaseException):

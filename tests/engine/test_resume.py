@@ -10,7 +10,7 @@ import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.errors import InputError, RefusedError, StoppedError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetCharged, Evaluated, RoundClosed, RunResumed, read_events
+from hubbub.events import BudgetCharged, Evaluated, RoundClosed, RunFinished, RunResumed, read_events
 from hubbub.randomness import SeededRandomness
 from hubbub.tlog import Store
 
@@ -144,6 +144,30 @@ def test_a_run_that_ended_tells_its_result_again(make_study, run):
     again = hubbub.resume(first.out, study=make_study())
     assert (again.run, again.metrics, again.epsilon_spent) == (first.run, first.metrics, first.epsilon_spent)
     assert (Path(first.out) / "claim.json").exists()
+    assert (first.had_ended, again.had_ended) == (False, True)
+
+
+def test_ctrl_c_between_the_end_and_the_settlement_leaves_a_run_that_resume_settles(make_study, run, tmp_path):
+    def watch(event, _plan):
+        if isinstance(event, RunFinished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(StoppedError):
+        run(make_study(), out=tmp_path / "stopped", watch=watch)
+    told = hubbub.resume(tmp_path / "stopped", study=make_study())
+    assert (told.rounds, told.had_ended) == (4, True)
+    log = EventLog(tmp_path / "home" / "log.db")
+    (account,) = Ledger(log).accounts().runs.values()
+    log.close()
+    assert (account.is_settled, len(account.charged)) == (True, 4)
+    assert list(hubbub.verify_bundle(hubbub.release_run(tmp_path / "stopped")))
+
+
+def test_a_run_that_cannot_write_its_beginning_leaves_nothing(make_study, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        run(make_study(), out=tmp_path / "full")
+    assert not (tmp_path / "full").exists()
 
 
 def test_lost_attempts_use_up_the_retries(make_study, interrupted):
@@ -234,7 +258,7 @@ def test_one_process_runs_a_run(make_study, interrupted):
     assert hubbub.resume(folder, study=make_study()).rounds == 4
 
 
-@pytest.mark.parametrize("content", [None, b"{}", b"\xff"])
+@pytest.mark.parametrize("content", [None, b"{}", b"\xff", b'{"format":1,"run":"\xff","study":null,"home":""}'])
 def test_a_folder_that_is_no_run_directory_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_bytes(content)

@@ -270,6 +270,7 @@ def test_a_site_file_says_what_must_be_shown(tmp_path):
         ("Milan", "Turin", "Invalid enum value 'Turin'"),
         ("219", "256", "<= 255"),
         ("[attestation]", "[attestation", "Expected"),
+        ("[attestation]", "a = " + "[" * 50_000, "recursion"),
     ],
 )
 def test_a_site_file_that_says_it_wrong_is_refused(tmp_path, old, new, words):

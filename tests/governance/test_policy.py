@@ -112,7 +112,15 @@ def test_the_policy_is_read_from_a_site_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[", "policy = 3", "[policy]\nepsilon = -1", "[policy]\nother = 1", '[policy]\npurposes = ["fun"]']
+    "text",
+    [
+        "[",
+        "a = " + "[" * 50_000,
+        "policy = 3",
+        "[policy]\nepsilon = -1",
+        "[policy]\nother = 1",
+        '[policy]\npurposes = ["fun"]',
+    ],
 )
 def test_a_damaged_site_file_is_refused(tmp_path, text):
     path = tmp_path / "site.toml"

@@ -290,7 +290,10 @@ def test_a_file_of_tighter_rules_is_read(tmp_path):
     assert found.acknowledge_hours == {"S3": 24}
 
 
-@pytest.mark.parametrize("text", ["[", "acts = 3", "[acts.x]\napprove = { founder = 1 }", "[acts.x]\nother = 1"])
+@pytest.mark.parametrize(
+    "text",
+    ["[", "a = " + "[" * 50_000, "acts = 3", "[acts.x]\napprove = { founder = 1 }", "[acts.x]\nother = 1"],
+)
 def test_a_damaged_file_of_tighter_rules_is_refused(tmp_path, text):
     path = tmp_path / "tighter.toml"
     path.write_text(text)

@@ -432,6 +432,13 @@ def test_a_file_without_a_usable_key_is_refused(tmp_path, content):
         read_public_key(tmp_path / "key.pem")
 
 
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_may_never_end_is_not_read(tmp_path, put):
+    put(tmp_path / "key.pem")
+    with pytest.raises(InputError, match=r"key\.pem, must be a readable file, found a pipe or a device"):
+        read_public_key(tmp_path / "key.pem")
+
+
 def test_a_public_key_of_another_kind_is_refused(tmp_path):
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     public = ed25519.Ed25519PrivateKey.generate().public_key().public_bytes(encoding, form)

@@ -258,6 +258,10 @@ FORGERIES = {
     "a budget that is too small": (replaced(BudgetGranted, epsilon=0.5), r"budget, a has epsilon 0\.50 of 0\.50 left"),
     "a budget for other units": (replaced(BudgetGranted, unit="client"), "budget, a, has a budget for unit = 'client'"),
     "another order in the middle": (inserted(BudgetGranted, order=1.1), "budget of c, keeps kind, unit, delta, order"),
+    "an order that nobody could compute at": (
+        replaced(BudgetGranted, order=1e18),
+        r"budget, budget of a, must be of an order up to 1024, found 1e\+18",
+    ),
     "a schedule of other plans": (
         replaced(BudgetGranted, kind="schedule", plan_hashes=("0" * 64,)),
         "budget, a, admits its listed plans only",
@@ -353,6 +357,7 @@ def test_documents_that_nobody_can_read_are_refused(released, tmp_path, name, co
         ("study.json", ("settings", "privacy", "epsilon"), 1e-300),
         ("study.json", ("settings", "training", "rounds"), 10**12),
         ("plan.json", ("rounds",), 0),
+        ("plan.json", ("rounds",), 10**18),
         ("plan.json", ("inflation",), -1e6),
         ("plan.json", ("noise_multiplier",), 0),
         ("plan.json", ("dp_event",), {"@": "NoOpDpEvent"}),

@@ -376,6 +376,13 @@ def test_toml_nested_without_end_is_refused(tmp_path):
     assert "must be TOML" in message
 
 
+def test_a_number_of_too_many_digits_is_refused(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("x = " + "9" * 5_000)
+    message, _ = refusal(path)
+    assert "must be TOML, exceeds the limit" in message
+
+
 @pytest.mark.parametrize("path", ["study__purpose", "privacy__noise", "privacy__epsilon"])
 def test_half_a_character_is_refused(path):
     message, hint = refusal(changed(**{path: "\ud800"}))

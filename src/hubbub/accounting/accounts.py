@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from hubbub.accounting import codec
+from hubbub.accounting.epsilon import ORDERS
 from hubbub.accounting.grants import Use, composed, filter_grant, is_private, planned
 from hubbub.errors import InputError, VerificationError
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled, encode_event
@@ -95,6 +96,12 @@ class Accounts:
             raise VerificationError(
                 f"budget of {grant.dataset}, keeps {', '.join(FIXED)} for ever, found another grant in the log; "
                 "nothing spent",
+                hint="restore the log from a copy",
+            )
+        if not grant.order <= ORDERS[-1]:  # computing at it would not end
+            raise VerificationError(
+                f"budget of {grant.dataset}, must be of an order up to {ORDERS[-1]:g}, found {grant.order:g} in the "
+                "log; nothing spent",
                 hint="restore the log from a copy",
             )
 

@@ -56,7 +56,7 @@ def submit(options: argparse.Namespace) -> None:
 def resume(options: argparse.Namespace) -> None:
     """Have a run go on."""
     started = asked(options, ResumeRun(options.folder), Started, seconds=LONG)
-    print(plain(f"run {started.run} goes on"))
+    print(plain(f"run {started.run} {'had ended: nothing is trained' if started.had_ended else 'goes on'}"))
 
 
 def stop(options: argparse.Namespace) -> None:

@@ -138,7 +138,8 @@ def result(result: RunResult) -> None:
     if result.is_success is not None:
         table.add_row("success", "met" if result.is_success else "not met")
     table.add_row("standing", f"{result.standing.partition(':')[0]}; its log is in {result.home}")
-    table.add_row("time", f"{result.wall_seconds:.1f} s")
+    took = f"{result.wall_seconds:.1f} s"
+    table.add_row("time", "the run had ended before: nothing was trained" if result.had_ended else took)
     table.add_row("report", f"{result.out}/report.html")
     console().print(table)
 

@@ -89,7 +89,7 @@ class Coordinator:
         self._step.velocity = start.velocity
         self._randomness = randomness
         self._make_sum = make_sum
-        self._sum: Sum = PlainSum((), dimension=plan.mechanism.length, minimum=plan.minimum)
+        self._sum = self._no_sum()
         self._owed: Int64[np.ndarray, " length"] | None = None
         self._failure: str | None = None
         self.farewell: Mapping[str, bytes] = {}
@@ -142,6 +142,10 @@ class Coordinator:
             for payload in set(payloads.values())
         }
         return {name: messages[payload] for name, payload in payloads.items()}
+
+    def _no_sum(self) -> Sum:
+        """Of nobody: before an attempt and after it, so that no sum is released twice."""
+        return PlainSum((), dimension=self._plan.mechanism.length, minimum=self._plan.minimum)
 
     def _start_sum(self, online: Sequence[str], model: memoryview) -> Sum:
         if self._make_sum is not None:
@@ -221,8 +225,9 @@ class Coordinator:
         self._owed = self._plan.mechanism.owed(self._randomness)
 
     def close(self) -> RoundClosed | RoundFailed:
-        """End the attempt: release the sum and move the model, or fail and leave the model as it was."""
-        total, ending = self._sum.total, self._sum.end()
+        """End the attempt: release the sum, once, and move the model, or fail and leave the model as it was."""
+        total, survivors, ending = self._sum.total, self._sum.survivors, self._sum.end()
+        self._sum = self._no_sum()
         owed, self._owed = self._owed, None
         self.farewell, self.receipts = self._continued(ending.messages), ending.receipts
         if total is None:
@@ -234,7 +239,7 @@ class Coordinator:
         self.parameters, norm = self._step.move(self.parameters, released)
         closed = RoundClosed(
             **self._attempt,
-            participants=None if mechanism.participants.is_secret else len(self._sum.survivors),
+            participants=None if mechanism.participants.is_secret else len(survivors),
             step_norm=norm,
             **ending.record,
         )

@@ -159,9 +159,10 @@ class StudyOffers(Answer, frozen=True, tag="study-offers"):
 
 
 class Started(Answer, frozen=True, tag="started"):
-    """The run has begun, or goes on."""
+    """The run has begun, or goes on; or it had ended: then nothing is trained."""
 
     run: str
+    had_ended: bool = False
 
 
 class RunStatus(Answer, frozen=True, tag="run-status"):

@@ -301,12 +301,14 @@ class Coordinating:
                 self.words[running.name] = words
                 log.close()
 
+        account = running.ledger.accounts().runs.get(running.name)
+        had_ended = account is not None and account.is_settled
         assert isinstance(running.sites, SitesAway)  # noqa: S101, `_running` has made it
         thread = threading.Thread(target=go_on, name=running.name, daemon=True)
         self._current = _Current(running.name, running.sites, thread)
         self.words.pop(running.name, None)
         thread.start()
-        return Started(running.name)
+        return Started(running.name, had_ended)
 
 
 def _commitments(federation: Federation, plan: Plan) -> dict[str, str]:

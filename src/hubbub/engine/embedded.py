@@ -70,7 +70,7 @@ def run(
         BudgetError: A dataset's budget does not admit the plan; nothing trained, nothing spent.
         RoundError: The plan's retries are used up.
         RefusedError: The federation has not approved it; nothing trained, nothing spent.
-        WaitingError: A review has to be passed; `resume` goes on.
+        WaitingError: A review has to be passed, or the study approved again; `resume` goes on.
         StoppedError: Ctrl-C was pressed; `resume` goes on.
     """
     started = time.monotonic()

@@ -112,7 +112,7 @@ class RunFolder:
         """
         try:
             return msgspec.json.decode((self.path / "run.json").read_bytes(), type=RunFacts)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{self.path}, must be a run directory, {error}", hint="name the folder that `hubbub run` made"
             ) from None

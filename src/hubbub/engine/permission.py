@@ -79,23 +79,15 @@ class Permission:
         if federation.is_sandbox:
             self._ask_sites()
             return []
-        federation.may_run(
-            plan_hash=self._plan.hash,
-            study_hash=self._plan.study_hash,
-            code_hash=self._plan.code_hash,
-            datasets={key: self._commitments[name] for key, name in self._datasets().items()},
-            purpose=self._settings.study.purpose,
-            terms=terms_of(self._settings, minimum=self._plan.minimum),
-            now=now(),
-        )
+        self._ask_federation()
         self._ask_sites()
         return [grant for key in dict.fromkeys(self.accounts() or ()) for grant in self._granted(key)]
 
     def check_going_on(self, run: str, after_round: int) -> None:
-        """Refuse the next round of a run that somebody ended, or that waits for a review.
+        """Refuse the next round of a run that somebody ended, that waits for a review, or whose approval holds no more.
 
         Raises:
-            WaitingError: A review has to be passed first; the run stays open.
+            WaitingError: A review has to be passed first, or the study approved again; the run stays open.
             RefusedError: The run was ended.
         """
         federation = self.federation
@@ -111,6 +103,27 @@ class Permission:
                     f"run {run}, waits for a review after round {review}; nothing more asked, it stays reserved",
                     hint=f"hubbub propose review {run} {review} --key FILE, then hubbub resume",
                 )
+        try:
+            self._ask_federation()
+        except RefusedError as error:
+            raise WaitingError(
+                f"run {run}, must be allowed before each round, found after round {after_round}: "
+                f"{error.message.partition(';')[0]}; nothing more asked, it stays reserved",
+                hint=f"{error.hint}, then hubbub resume",
+            ) from None
+
+    def _ask_federation(self) -> None:
+        """Refuse what is not approved now, on exactly these bytes and records."""
+        if not self.is_sandbox:
+            self.federation.may_run(
+                plan_hash=self._plan.hash,
+                study_hash=self._plan.study_hash,
+                code_hash=self._plan.code_hash,
+                datasets={key: self._commitments[name] for key, name in self._datasets().items()},
+                purpose=self._settings.study.purpose,
+                terms=terms_of(self._settings, minimum=self._plan.minimum),
+                now=now(),
+            )
 
     def _ask_sites(self) -> None:
         """Refuse what one of the sites does not want, though everybody else agreed."""
@@ -133,7 +146,10 @@ class Permission:
 
     def _site_files(self) -> dict[str, Path]:
         """Files of sites by name; in a federation each is a participant's, or a limit would limit nobody."""
-        files = {path.stem: path for path in sorted((self._log.path.parent / "sites").glob("*.toml"))}
+        folder = self._log.path.parent / "sites"
+        is_there = folder.exists() or folder.is_symlink()  # what is there and cannot be listed permits nothing
+        found = folder.iterdir() if is_there else ()
+        files = {path.stem: path for path in sorted(found) if path.suffix == ".toml"}
         known = files if self.is_sandbox else {card.name for card in self.federation.roster().members}
         for name, path in files.items():
             if name not in known:

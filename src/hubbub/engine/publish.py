@@ -101,7 +101,7 @@ def _claim(log: EventLog, run: str, files: dict[str, bytes]) -> ReleaseClaim:
         plan = msgspec.json.decode(files["plan.json"], type=Plan)
         study = msgspec.json.decode(files["study.json"], type=StudyFacts)
         claim = msgspec.json.decode(files["claim.json"], type=ReleaseClaim)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"run {run}, must have its files as it left them, {error}; nothing released", hint="restore them"
         ) from None

@@ -75,6 +75,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         out: The run directory.
         home: The folder whose log it is in.
         standing: Who stands behind it: nobody, in a sandbox.
+        had_ended: Whether it had ended before: then nothing was trained, and its result is told again.
     """
 
     run: str
@@ -93,6 +94,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     out: str
     home: str
     standing: str
+    had_ended: bool = False
 
 
 @runtime_checkable
@@ -172,27 +174,30 @@ class Running:
     def reserve(self) -> None:
         """Make the run directory and set the budget aside, or neither."""
         self.folder.make()
-        self.folder.write_start(self.facts, self.prepared.study, self.plan)
         try:
+            self.folder.write_start(self.facts, self.prepared.study, self.plan)
             sandbox_delta = self.plan.delta if self.permission.is_sandbox else None
             self.ledger.reserve(self._reservation(), sandbox_delta=sandbox_delta, permit=self.permission.grant)
-        except HubbubError:
+        except (HubbubError, OSError):
             self.folder.remove()
             raise
 
     def run(self, watch: Watch | None, started: float) -> RunResult:
         """Train from where the run is to its end."""
         before = events_of(self.log, self.name)
+        had_ended = any(isinstance(event, RunFinished) for event in before)
         progress, new = self._begin(before)
         record = Record(self.folder, self.plan, self.log, watch=watch, before=before)
         try:
-            if not any(isinstance(event, RunFinished) for event in before):
+            if not had_ended:
                 record.append(*new)
                 self.log.flush()
                 self._measure(record, progress)
                 coordinator = self._coordinator(record, progress)
                 del progress  # or the first model would stay beside the newest
                 self._finish(record, self._train(record, coordinator))
+            elif not self.ledger.accounts().runs[self.name].is_settled:  # Ctrl-C came between the two
+                record.copy(self.ledger.settle(self.name))
         except KeyboardInterrupt:
             raise self._stopped(record) from None
         except WorkerError as error:
@@ -205,7 +210,7 @@ class Running:
             raise
         finally:
             record.close()
-        return self._result(record, started)
+        return msgspec.structs.replace(self._result(record, started), had_ended=had_ended)
 
     def _begin(self, before: Sequence[AnyEvent]) -> tuple[Progress, list[AnyEvent]]:
         """Where a run goes on from, and what is to be recorded about that."""

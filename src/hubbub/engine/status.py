@@ -91,7 +91,7 @@ def _run_status(coordinator: Coordinator, run: str, accounts: Accounts, runs: _R
     try:
         path = coordinator.folder(run).path
         plan = msgspec.json.decode((path / "plan.json").read_bytes(), type=Plan)
-    except (InputError, OSError, msgspec.DecodeError):
+    except (InputError, OSError, ValueError, RecursionError):
         return None  # a run that this coordinator did not carry
     account, model, claim = accounts.runs[run], runs.models.get(run, ""), path / "claim.json"
     if run == coordinator.current:

@@ -120,7 +120,7 @@ def read_site_table(path: Path, name: str, kind: type[Table], *, default: Table 
     try:
         table = getattr(msgspec.convert(tomllib.loads(path.read_bytes().decode()), _SiteFile), name)
         read = default if table is None else msgspec.convert(table, kind)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         found, read = str(error), None
     if read is None:
         hint = f"[{name}] knows {', '.join(kind.__struct_fields__)}"

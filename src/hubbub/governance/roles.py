@@ -78,7 +78,7 @@ def read_tightening(path: Path) -> Tightening:
     """
     try:
         return msgspec.convert(tomllib.loads(path.read_bytes().decode()), Tightening)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}, must be a file of tighter rules, {error}; nothing recorded",
             hint="[acts.propose-study] approve = { privacy-officer = 2 }",

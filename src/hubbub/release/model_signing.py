@@ -273,10 +273,13 @@ def _real(path: Path) -> Path:
 
 
 def _read(path: Path) -> bytes:
+    found = "found a pipe or a device"  # which may never end
     try:
-        return path.read_bytes()
+        if path.is_file() or not path.exists():
+            return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}, must be a readable file, {error.strerror}", hint=typed("ls", "-l", path)) from None
+        found = str(error.strerror)
+    raise InputError(f"{path}, must be a readable file, {found}", hint=typed("ls", "-l", path))
 
 
 def _create(path: Path, content: bytes, *, mode: int) -> None:

@@ -195,7 +195,7 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path.name}, must be UTF-8 text, byte {error.start} is not",
             hint="save the file as UTF-8",
         ) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of which a number with too many digits is one
         raise StudyError(
             f"{path.name}, must be TOML, {_lower_first(str(error))}",
             hint="strings need quotes, tables stand in [brackets]",
