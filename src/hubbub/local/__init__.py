@@ -4,7 +4,8 @@
     load.py         a study's model as a learner, after its self-tests
     layout.py       named arrays <-> one flat vector
     seeds.py        the order of local batches
-    torch_model.py  a PyTorch module as a learner: local SGD, evaluation, layers that are refused
+    module.py       what model() returns, and which layers are refused
+    torch_model.py  a PyTorch module as a learner: local SGD, evaluation
     stack.py        small models of many participants trained side by side, and how that is tried first
     dense.py        dense networks trained by formula, one participant after the other
     gradients.py    per-example clipped gradient sums in microbatches of one fixed shape, and their self-test

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,11 +20,12 @@ from hubbub.local.dense import dense
 from hubbub.local.gradients import Clipper, choose, clipped_sums, made_up_rows
 from hubbub.local.layout import Layout
 from hubbub.local.learner import Measured, means
+from hubbub.local.module import arrays_of, make_module, trained_of
 from hubbub.local.seeds import layer_seed, shuffled
 from hubbub.local.stack import MOST, Stack, Way, is_right, logistic, made_up_slots, vectorised
 from hubbub.mechanism import Mechanism
 from hubbub.study import Code, Slots
-from hubbub.study.code import call, running
+from hubbub.study.code import running
 from hubbub.study.config import Training
 
 EVALUATION_ROWS, EVALUATION_VALUES = 512, 2**22
@@ -50,13 +51,13 @@ class TorchModel:
 
     def __init__(self, code: Code, seed: int) -> None:
         self.loss: Loss = code.loss or cross_entropy
-        self._made = partial(_make, code, seed)
+        self._made = partial(make_module, code, seed)
         self.module = self._made()
-        trained = _trained(self.module)
-        self.layout = Layout.of(_arrays(trained))
+        trained = trained_of(self.module)
+        self.layout = Layout.of(arrays_of(trained))
         self.parameters = list(trained.values())
         self._untrained = {name: value.detach().clone() for name, value in self._state() if name not in trained}
-        self._lay(torch.from_numpy(self.layout.flatten(_arrays(trained), "model()")))
+        self._lay(torch.from_numpy(self.layout.flatten(arrays_of(trained), "model()")))
         self._users = 0
         self._is_default_loss = code.loss is None
         self._way: Way | None = None
@@ -112,7 +113,7 @@ class TorchModel:
 
     def initial(self) -> Float32[np.ndarray, " params"]:
         """The parameters that `model()` makes under the study's seed: made anew, none are kept for it."""
-        return self.layout.flatten(_arrays(_trained(self._made())), "model()")
+        return self.layout.flatten(arrays_of(trained_of(self._made())), "model()")
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The trained parameters as views into a flat vector."""
@@ -341,21 +342,7 @@ class TorchModel:
         self._load(parameters)
         state = self.module.state_dict()
         state |= {name: value for name, value in self._untrained.items() if name in state}
-        return {name: np.asarray(array, order="C") for name, array in _arrays(state).items()}
-
-
-def _make(code: Code, seed: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return _accept(call(code.model or nn.Identity))
-
-
-def _trained(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in module.named_parameters() if value.requires_grad}
-
-
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.generic]]:
-    return {name: value.detach().numpy() for name, value in tensors.items()}
+        return {name: np.asarray(array, order="C") for name, array in arrays_of(state).items()}
 
 
 def _most_rows(module: nn.Module, x: Tensor) -> int:
@@ -386,25 +373,3 @@ def _memory(name: str) -> CodeError:
         f"model(): {name}, must not remember what it has seen, found that it does",
         hint="torch.nn.GroupNorm normalises without running statistics; what is learned belongs in parameters",
     )
-
-
-def _accept(module: Any) -> nn.Module:
-    if not isinstance(module, nn.Module):
-        raise CodeError(
-            f"model(), must return a torch.nn.Module, found {type(module).__name__}",
-            hint="other frameworks define parameters(), train() and evaluate() instead",
-        )
-    for name, layer in module.named_modules():
-        mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        if mixes or getattr(layer, "track_running_stats", False):
-            raise CodeError(
-                f"model(): {name or 'the module'}, must not mix examples, found {type(layer).__name__}",
-                hint="torch.nn.GroupNorm normalises each example by itself",
-            )
-    trained = [value for value in module.parameters() if value.requires_grad]
-    if not trained or any(value.dtype != torch.float32 for value in trained):
-        found = sorted({str(value.dtype).removeprefix("torch.") for value in trained}) or "none"
-        raise CodeError(
-            f"model(), must have trained parameters, all float32, found {found}", hint="return model.float()"
-        )
-    return module
