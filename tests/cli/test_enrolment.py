@@ -179,7 +179,8 @@ def test_a_coordinator_that_is_not_there_is_one_error(met, hub):
     met.admit(met.request("site-a"), port=1)
     met.give("site-a")
     code, error = met.refused("keys", "list", *met.at("site-a"))
-    assert (code, error.startswith("coordinator 'localhost:1', must listen there, found 'connection refused'")) == (2, True)
+    assert code == 2
+    assert error == "coordinator 'localhost:1', must listen there, found 'connection refused'; nothing was asked"
 
 
 @pytest.mark.slow  # about 2 s; tests/governance/test_certificates.py has the handshake
