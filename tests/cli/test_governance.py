@@ -409,12 +409,12 @@ def test_a_folder_that_holds_no_finished_run_is_not_released(desk, study):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["incident", "open", "S1", "x" * 501], "open-incident, Expected `str` of length <= 500"),
-        (["propose", "review", "run-1", "0"], "pass-review, Expected `int` >= 1"),
+        (["incident", "open", "S1", "x" * 501], "open-incident, summary must be `str` of length <= 500"),
+        (["propose", "review", "run-1", "0"], "pass-review, round_number must be `int` >= 1"),
         (["approve", "ffffffff"], "'ffffffff', must begin the id of a proposal, found none"),
         (["incident", "close", "", "x"], "'', must begin the id of an incident, found none"),
-        (["propose", "stop", "x" * 101], "stop-run, Expected `str` of length <= 100"),
-        (["keys", "revoke", "short", "--reason", "left"], "revoke-key, Expected `str` matching regex"),
+        (["propose", "stop", "x" * 101], "stop-run, run must be `str` of length <= 100"),
+        (["keys", "revoke", "short", "--reason", "left"], "revoke-key, key must be `str` matching regex"),
     ],
 )
 def test_what_cannot_be_meant_is_one_error(desk, arguments, words):

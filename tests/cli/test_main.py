@@ -208,6 +208,32 @@ def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
         (["budget", "grant", "x-*", "--epsilon", "1"], "must match a dataset of the ledger, found none", "budget show"),
         (["budget", "grant", "x", "--epsilon", "-1"], "epsilon, must be a positive number, found -1.0", "--epsilon 3"),
         (["budget", "grant", "x", "--epsilon", "many"], "invalid float value: 'many'", "hubbub budget grant --help"),
+        (["new", "file"], "file, must be a new or empty folder, found a file; nothing written", "name another folder"),
+        (
+            ["verify", ".", "--policy", "file"],
+            "file: a policy, must be lines of text",
+            "write it again with an editor for text",
+        ),
+        (
+            ["coordinate", "hub3", "--address", "localhost:8443"],
+            "hub3, must hold the log of a federation, found none; nothing made, nothing started",
+            "hubbub federation found NAME CARD... --key FILE --home hub3",
+        ),
+        (
+            ["keys", "new", "x" * 64, "--organisation", "clinic", "--role", "node"],
+            "name must be 1 to 63 ASCII letters, digits, '.', '_' and '-', the first a letter or a digit; no key made",
+            "hubbub keys new ana",
+        ),
+        (
+            ["dataset", "register", "a", "--purpose", "resarch", "--retention", "2040-12-31", "--epsilon", "3"],
+            "argument --purpose: invalid choice: 'resarch' (choose from ",
+            "hubbub dataset register --help",
+        ),
+        (
+            ["dataset", "register", "a", "--purpose", "care", "--retention", "31.12.2040", "--epsilon", "3"],
+            "argument --retention: must be a day as YYYY-MM-DD, found '31.12.2040'",
+            "hubbub dataset register --help",
+        ),
         (["--verbose"], "hubbub, unrecognized arguments: --verbose", "hubbub --help"),
         (["run", "wine", "extra"], "hubbub run, unrecognized arguments: extra", "hubbub run --help"),
         (["budget", "show", "--jsn"], "hubbub budget show, unrecognized arguments: --jsn", "hubbub budget show --help"),
@@ -216,6 +242,7 @@ def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
 def test_a_wrong_command_line_is_one_error_and_a_hint(capsys, tmp_path, monkeypatch, arguments, words, hint):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HUBBUB_HOME", raising=False)
+    (tmp_path / "file").write_text("no policy")
     code, error, found = refused(capsys, *arguments)
     assert code == 2
     assert words in error
@@ -329,6 +356,21 @@ def test_an_exception_that_is_no_word_of_the_systems_keeps_its_traceback(monkeyp
     monkeypatch.setattr("pathlib.Path.exists", lambda _: (_ for _ in ()).throw(OSError("libx.so: cannot open")))
     with pytest.raises(OSError, match="libx"):
         main(["new", str(tmp_path / "study")])
+
+
+def test_whoever_has_read_enough_of_a_plan_is_not_told_that_it_was_refused(study):
+    assert main(["check", str(study)]) == 0
+    typed = f"{shlex.quote(sys.executable)} -m hubbub plan {shlex.quote(str(study))} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_a_study_is_checked_says_that_nothing_was_spent(study, capsys):
+    (study / "study.py").write_text("raise KeyboardInterrupt\n")
+    code, error, hint = refused(capsys, "run", study)
+    assert code == 130
+    assert error == "my-study, was stopped while code and data were checked; nothing trained, nothing spent"
+    assert shlex.split(hint) == ["hubbub", "run", str(study)]
 
 
 def test_every_command_stands_in_the_help():

@@ -205,7 +205,7 @@ def test_one_organisation_counts_once(founded, made_keys):
 def test_nobody_signs_for_longer_than_the_rules_let(founded, days, found):
     data = founded.register(1)
     words = refused(founded.propose, "scientist", founded.study(data), days=days)
-    assert f"may sign for more than no and at most 365 days, found {found}" in words
+    assert f"may sign for above 0 and at most 365 days, found {found}" in words
     case = founded.propose("scientist", founded.study(data))
     assert f"at most 365 days, found {found}" in refused(founded.decide, "officer", case, days=days)
 

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command, options = parse(list(sys.argv[1:] if arguments is None else arguments))
         command(options)
+        sys.stdout.flush()
     except HubbubError as error:
         return _told(error, options)
     except KeyboardInterrupt:

@@ -19,8 +19,9 @@ def new(options: argparse.Namespace) -> None:
     """Write a study that runs."""
     folder = Path(options.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "one that holds files" if folder.is_dir() else "a file"
         raise InputError(
-            f"{folder}, must be a new or empty folder, found one that holds files; nothing written",
+            f"{folder}, must be a new or empty folder, found {found}; nothing written",
             hint="name another folder",
         )
     try:
@@ -113,16 +114,9 @@ def _policy(path: Path) -> "Policy":
         from hubbub.governance.enrolment import read_membership
 
         return read_membership(path).witnesses
-    from hubbub.tlog.policy import parse_policy
+    from hubbub.cli.log import read_policy
 
-    return parse_policy(_bytes(path))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}, must be a file that can be read, {error.strerror}", hint="name another") from None
+    return read_policy(path)
 
 
 def _train(options: argparse.Namespace, train: Callable[[Any], Any]) -> None:

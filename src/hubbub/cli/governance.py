@@ -35,7 +35,7 @@ from hubbub.governance.acts import (
     RotateKey,
     StopRun,
 )
-from hubbub.governance.keys import read_card, write_card
+from hubbub.governance.keys import in_words, read_card, write_card
 from hubbub.governance.roles import Tightening, packaged, read_tightening
 from hubbub.governance.state import Case
 from hubbub.governance.statement import decide, propose, read
@@ -302,8 +302,7 @@ def _propose(options: argparse.Namespace, act: AnyAct) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(act), type(act))
     except msgspec.ValidationError as error:
-        command = "dataset register" if isinstance(act, RegisterDataset) else "propose"
-        raise InputError(f"{act.kind}, {error}; nothing recorded", hint=f"hubbub {command} --help") from None
+        raise InputError(f"{act.kind}, {in_words(error)}; nothing recorded", hint=f"{options.prog} --help") from None
     keys = load_keys(Path(options.key))
     now = int(time.time())
     with opened(options, must_exist=not isinstance(act, FoundFederation)) as acts:

@@ -1,7 +1,7 @@
 """Arguments of keys, enrol, admit, federation, dataset, propose, approve, approvals, incident. Nothing heavy here."""
 
 import datetime as dt
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
 
@@ -62,12 +62,11 @@ def _add_federation(actions: Any, add: Add) -> None:
 def _add_dataset(actions: Any, add: Add) -> None:
     register = add(actions, "register", "ask that a dataset of yours is known", "dataset_register")
     register.add_argument("participant", metavar="PARTICIPANT", help="name of your node that holds it")
-    uses = ", ".join(PURPOSES)
     register.add_argument(
-        "--purpose", action="append", required=True, help=f"what it may be used for; again for more: {uses}"
+        "--purpose", action="append", choices=PURPOSES, required=True, help="what it may be used for; again for more"
     )
     register.add_argument(
-        "--retention", metavar="DAY", type=dt.date.fromisoformat, required=True, help="last day of its life, YYYY-MM-DD"
+        "--retention", metavar="DAY", type=_day, required=True, help="last day of its life, YYYY-MM-DD"
     )
     register.add_argument("--epsilon", type=float, required=True, help="total epsilon that may ever be spent")
     register.add_argument("--delta", type=float, default=1e-5, help="at this delta (default: 1e-5)")
@@ -95,6 +94,13 @@ def _add_dataset(actions: Any, add: Add) -> None:
     sweep.add_argument("records", metavar="DIR", help="folder that holds each dataset's records under its id")
     sweep.add_argument("--gone", action="store_true", help="records that are not there were deleted by hand: record it")
     _add_signing(register, sweep)
+
+
+def _day(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a day as YYYY-MM-DD, found {text!r}") from None
 
 
 def _add_propose(actions: Any, add: Add) -> None:

@@ -121,7 +121,7 @@ def witness(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Check a proof or a checkpoint offline."""
-    data, policy = _read(options.file), parse_policy(_read(options.policy))
+    data, policy = _read(options.file), read_policy(options.policy)
     now = None if options.fresh is None else int(time.time())
     fresh = 0 if options.fresh is None else int(options.fresh * 3600)
     if not data.startswith(proof.HEADER.encode()):
@@ -143,9 +143,18 @@ def verify(options: argparse.Namespace) -> None:
         print(f"cosigned by {plain(name)} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
+def read_policy(path: str | Path) -> Policy:
+    """Read a policy file; what is wrong in it is told with its name."""
+    data = _read(path)
+    try:
+        return parse_policy(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", hint=error.hint) from None
+
+
 def _met_logs(path: Path, log: Verifier) -> list[Verifier]:
     """The logs that a witness knows; one whose origin it never met is believed to have this key, from now on."""
-    known = parse_policy(_read(path)).logs if path.exists() else ()
+    known = read_policy(path).logs if path.exists() else ()
     if log.name not in {party.key.name for party in known}:
         known = (*known, Party(log))
         tiles.replace_file(path, bytes(Policy(known)))

@@ -25,10 +25,16 @@ def cell(value: object) -> Text:
     return Text(plain(str(value)), overflow="fold")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read has seen enough: rich would end with exit code 1, which is for refusals."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output: as wide as the terminal, and what goes to a file or another program is not wrapped."""
     is_shown = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if is_shown else _UNWRAPPED, highlight=False)
+    return _Console(width=None if is_shown else _UNWRAPPED, highlight=False)
 
 
 def json(value: object) -> None:

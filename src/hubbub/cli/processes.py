@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from hubbub.errors import RefusedError
+from hubbub.errors import InputError, RefusedError, typed
 
 
 def coordinate(options: argparse.Namespace) -> None:
@@ -23,11 +23,16 @@ def coordinate(options: argparse.Namespace) -> None:
     from hubbub.engine.away import Deadlines
     from hubbub.engine.coordinate import Coordinating
     from hubbub.engine.direct import Credentials, DirectServer, Spool
-    from hubbub.engine.home import server_credentials
+    from hubbub.engine.home import LOG, server_credentials
     from hubbub.governance.enrolment import check_address
     from hubbub.local.threads import one_thread
 
     home = Path(options.folder)
+    if not (home / LOG).exists():
+        raise InputError(
+            f"{home}, must hold the log of a federation, found none; nothing made, nothing started",
+            hint=f"hubbub federation found NAME CARD... --key FILE --home {typed(home)} begins one",
+        )
     deadlines = Deadlines(stage=options.stage, training=options.training, patience=options.patience)
     hosts = [check_address(options.address), *options.host]
     credentials = Credentials(*server_credentials(home, hosts, now=int(time.time())))

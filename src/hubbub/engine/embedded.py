@@ -27,7 +27,7 @@ from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
 from hubbub.engine.running import Hosts, Running, RunResult, Secagg
 from hubbub.engine.workers import Alone, Pool, Workers
-from hubbub.errors import InputError
+from hubbub.errors import InputError, StoppedError, typed
 from hubbub.eventlog import EventLog
 from hubbub.events import (
     BudgetSettled,
@@ -71,11 +71,18 @@ def run(
         RoundError: The plan's retries are used up.
         RefusedError: The federation has not approved it; nothing trained, nothing spent.
         WaitingError: A review has to be passed, or the study approved again; `resume` goes on.
-        StoppedError: Ctrl-C was pressed; `resume` goes on.
+        StoppedError: Ctrl-C was pressed; `resume` goes on, where anything was reserved.
     """
     started = time.monotonic()
-    prepared = prepare(study)
-    plan = make_plan(prepared.study)
+    try:
+        prepared = prepare(study)
+        plan = make_plan(prepared.study)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"{study.settings.study.name}, was stopped while code and data were checked; "
+            "nothing trained, nothing spent",
+            hint=typed("hubbub", "run", study.directory or "STUDY"),
+        ) from None
     name = f"{plan.study}-{secrets.token_hex(4)}"
     folder = RunFolder(Path(out) if out is not None else (study.directory or Path()) / "runs" / name)
     home_path = Path(home) if home is not None else home_folder(study.directory)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubbub.errors import CodeError
+from hubbub.governance.keys import NAME, NAMED
 from hubbub.local.learner import Learner
 from hubbub.local.load import make_learner
 from hubbub.planning import Plan, make_plan
@@ -12,7 +13,7 @@ from hubbub.study import Examples, Lock, Slots, Study, conform
 from hubbub.study.code import call
 from hubbub.study.lock import write_lock
 
-_NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_NAME = re.compile(NAME)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,6 @@ def _check_names(names: Any) -> None:
     is_list = isinstance(names, list | tuple) and all(isinstance(name, str) and _NAME.match(name) for name in names)
     if not is_list or not names or len(set(names)) != len(names):
         raise CodeError(
-            "participants(), must return distinct names of letters, digits, '.', '_' and '-', "
-            f"found {str(names)[:60]!r}",
+            f"participants(), must return distinct names, each {NAMED}, found {str(names)[:60]!r}",
             hint='return ["hospital-1", "hospital-2"]',
         )

@@ -108,7 +108,7 @@ def _check_still_asked(state: State, case: Case, time: int) -> None:
 def _check_expiry(who: str, signed: Proposal | Decision, time: int, *, days: int) -> None:
     if not signed.at < signed.expires <= signed.at + days * DAY:
         found = f"{(signed.expires - signed.at) / DAY:g}"
-        raise refuse(who, f"may sign for more than no and at most {days} days", found, f"--expires {days}")
+        raise refuse(who, f"may sign for above 0 and at most {days} days", found, f"--expires {days}")
     if time >= signed.expires:
         raise refuse(who, "must sign for a time to come", "an act that has expired", "sign it again")
 

@@ -27,7 +27,10 @@ from hubbub.errors import InputError, RefusedError, typed
 from hubbub.governance.envelope import is_signed, key_id, pae
 
 Role = Literal["data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node"]
-Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
+NAME = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
+NAMED = "1 to 63 ASCII letters, digits, '.', '_' and '-', the first a letter or a digit"
+"""The same in words."""
+Name = Annotated[str, Meta(pattern=NAME)]
 Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 SIGNATURE = r"\A[0-9a-f]{128}\Z"
 CARD = "application/vnd.hubbub.card+json"
@@ -88,6 +91,13 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 f"card of {self.name}, must show a key of its own for each purpose, found one twice; nothing recorded",
                 hint=f"hubbub keys new {self.name} --organisation {self.organisation} --role {self.role}",
             )
+
+
+def in_words(error: msgspec.ValidationError) -> str:
+    """Which field broke which rule, as people say it."""
+    rule, _, field = str(error).partition(" - at `$.")
+    rule = f"must be {NAMED}" if f"{NAME!r}"[1:-1] in rule else rule
+    return f"{field.rstrip('`')} {rule.replace('Expected', 'must be')}".strip()
 
 
 def transport_key(secret: bytes) -> ec.EllipticCurvePrivateKey:
@@ -191,8 +201,7 @@ def new_keys(name: str, *, organisation: str, role: Role) -> Keys:
         unsigned = msgspec.convert(fields | public | {"transport": fingerprint(transport.public_key())}, Card)
     except msgspec.ValidationError as error:
         raise InputError(
-            f"card of {name!r}, must name a holder in letters, digits, hyphens, dots and underscores, "
-            f"{str(error).partition(' matching')[0]}; no key made",
+            f"card of {name[:60]!r}, {in_words(error)}; no key made",
             hint="hubbub keys new ana --organisation clinic-1 --role data-owner",
         ) from None
     card = msgspec.structs.replace(unsigned, signature=made[0].sign(unsigned.message).hex())
