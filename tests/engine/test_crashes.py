@@ -208,7 +208,7 @@ class World:
     def refused(self):
         """Whether the run never came to be, and what the last command said is one error and one hint that say so."""
         error, hint = (self.notes / "output").read_text().splitlines()[-2:]
-        is_clear = "must be a run directory" in error or "must hold a reservation to go on, found that it was" in error
+        is_clear = "must be a run directory" in error or " to go on, found none: it was interrupted before" in error
         return is_clear and hint.startswith("hubbub: hint: ") and not self.sent
 
     def check_end(self):
@@ -357,9 +357,9 @@ def test_record_level_runs_killed_between_vectors_are_never_under_charged_and_en
 BEFORE_IT_IS = {
     "Running.reserve > RunFolder.make after": "must be a run directory",
     "RunFolder.write_start > RunFolder.write before": "must be a run directory",
-    "Running.reserve > RunFolder.write_start after": "must hold a reservation to go on, found that it was interrupted "
-    "before it made one; nothing trained, nothing spent",
-    "Running.reserve > Ledger.reserve before": "must hold a reservation to go on",
+    "Running.reserve > RunFolder.write_start after": "to go on, found none: it was interrupted before it made one, or that "
+    "log is another's; nothing trained, nothing spent",
+    "Running.reserve > Ledger.reserve before": "must hold a reservation in the log of ",
 }
 
 
