@@ -357,8 +357,8 @@ def test_record_level_runs_killed_between_vectors_are_never_under_charged_and_en
 BEFORE_IT_IS = {
     "Running.reserve > RunFolder.make after": "must be a run directory",
     "RunFolder.write_start > RunFolder.write before": "must be a run directory",
-    "Running.reserve > RunFolder.write_start after": "to go on, found none: it was interrupted before it made one, or that "
-    "log is another's; nothing trained, nothing spent",
+    "Running.reserve > RunFolder.write_start after": "it was interrupted before it made one, or that log is another's; "
+    "nothing trained, nothing spent",
     "Running.reserve > Ledger.reserve before": "must hold a reservation in the log of ",
 }
 
