@@ -2,8 +2,7 @@
 # Five hospitals train together, each in a process of its own, over TLS: from keys to a verified bundle.
 #   pip install '.[torch,examples,direct]'; examples/hospitals/run.sh DIR    (PORT=8443: where the coordinator listens)
 #   CARRIER=flare examples/hospitals/run.sh DIR: NVIDIA FLARE carries the hospitals' connections (flare.sh)
-# About three minutes; DIR must be new: keys that are there are never written over.
-# Every folder in DIR stands for a machine of its own; docs/how-to/deploy.md does the same on several.
+# It takes about three minutes. DIR is new; each folder in it stands for a machine: docs/how-to/deploy.md uses several.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) port=${PORT:-8443} carrier=${CARRIER:-direct}
 mkdir -p "$1" && cd "$1"
