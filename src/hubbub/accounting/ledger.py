@@ -322,7 +322,7 @@ def _typed(datasets: Sequence[str]) -> str:
         return typed(*datasets)
     first, last = min(datasets), max(datasets)
     same = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return f"'{first[:same]}*'"
+    return typed(f"{first[:same]}*")
 
 
 def _fitting(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hubbub.cli.acts import state_of
 from hubbub.cli.governance import SHORT, found, title
-from hubbub.cli.plain import cell, console, json
+from hubbub.cli.plain import cell, console, json, print_rows
 from hubbub.governance import Federation
 from hubbub.governance.state import Case
 from hubbub.governance.statement import Decision
@@ -191,9 +191,4 @@ def _print_rows(rows: Sequence[Mapping[str, object]], headers: tuple[str, ...], 
     if not rows:
         print("none")
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for header in headers:
-        table.add_column(header, no_wrap=header == headers[0], overflow="fold")  # ids are typed again
-    for row in rows:
-        table.add_row(*(cell(row[header]) for header in headers))
-    console().print(table)
+    print_rows(headers, [[str(row[header]) for header in headers] for row in rows], folded=headers[1:])  # ids are whole

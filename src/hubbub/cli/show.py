@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hubbub.accounting.accounts import Statement
 from hubbub.accounting.ledger import Forecast
-from hubbub.cli.plain import cell, console, json
+from hubbub.cli.plain import cell, console, json, print_rows
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
 from hubbub.engine.record import Watch
@@ -37,8 +37,6 @@ from hubbub.study import Slots
 REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
-FOLDED = 7
-"""Signs of a name that stand on one line in the narrowest terminal."""
 NUMBERS = {"spent", "of", "left", "planned", "one run costs", "runs that fit"}
 
 
@@ -173,24 +171,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
                 *([] if planned is None else [_epsilon(planned[line.dataset])]),
             ]
         )
-    _print_rows(headers if planned is None else [*headers, "planned"], rows, names=("dataset", "runs"))
-
-
-def _print_rows(headers: Sequence[str], rows: Sequence[Sequence[str]], *, names: Sequence[str]) -> None:
-    """Print a table of datasets: in a narrow terminal names fold, and a number is whole, if need be beyond the edge."""
-    out = console()
-    longest = {column[0]: max(map(len, column)) for column in zip(headers, *rows, strict=True)}
-    least = {header: min(width, FOLDED) if header in names else width for header, width in longest.items()}
-    edges = len(headers) + 1
-    padding = int(sum(longest.values()) + len(headers) + edges <= out.width)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0))
-    for header, width in least.items():
-        side = "right" if header in NUMBERS else "left"
-        table.add_column(header, no_wrap=header not in names, overflow="fold", min_width=width, justify=side)
-    for row in rows:
-        table.add_row(*map(cell, row))
-    out.width = max(out.width, sum(least.values()) + edges)
-    out.print(table)
+    print_rows(headers if planned is None else [*headers, "planned"], rows, folded=("dataset", "runs"), right=NUMBERS)
 
 
 def history(events: Sequence[AnyEvent], *, as_json: bool) -> None:
@@ -321,7 +302,7 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
     for line in lines:
         numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
         rows.append([_short(line.dataset), *numbers, "" if line.runs is None else str(line.runs)])
-    _print_rows(["dataset", "one run costs", "left", "runs that fit"], rows, names=("dataset",))
+    print_rows(["dataset", "one run costs", "left", "runs that fit"], rows, folded=("dataset",), right=NUMBERS)
 
 
 def _short(dataset: str) -> str:

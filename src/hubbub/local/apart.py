@@ -5,7 +5,7 @@ has of its own, and for `index_fill`, vmap lays the rows end to end and adds a r
 an index past the end of one row's table is the next row's first entry, to read and to train.
 
 Source:
-    torch 2.13.0, aten/src/ATen/functorch: `embedding` and `index_fill` in the batching rules; others were tried.
+    torch 2.13.0, aten/src/ATen/functorch: `embedding` and `index_fill` in the batching rules.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,10 @@ from hubbub.errors import CodeError
 
 
 def each(function: Callable[..., Any], *, in_dims: Any = 0, randomness: str = "error") -> Callable[..., Any]:
-    """As vmap.
-
-    Guarantees:
-        What the function gives for one row does not depend on another row's values.
+    """As vmap, whose rows see nothing of each other.
 
     Raises:
-        CodeError: From the result: the function uses an operation with which that would not be so.
+        CodeError: From the result: the function uses an operation that was seen to reach into another row.
     """
 
     def guarded(*arguments: Any) -> Any:

@@ -273,13 +273,14 @@ def _real(path: Path) -> Path:
 
 
 def _read(path: Path) -> bytes:
-    found = "found a pipe or a device"  # which may never end
     try:
-        if path.is_file() or not path.exists():
-            return path.read_bytes()
+        is_endless = path.is_fifo() or path.is_char_device()
+        content = b"" if is_endless else path.read_bytes()
     except OSError as error:
-        found = str(error.strerror)
-    raise InputError(f"{path}, must be a readable file, {found}", hint=typed("ls", "-l", path))
+        raise InputError(f"{path}, must be a readable file, {error.strerror}", hint=typed("ls", "-l", path)) from None
+    if is_endless:
+        raise InputError(f"{path}, must be a file, found a pipe or a device", hint=typed("ls", "-l", path))
+    return content
 
 
 def _create(path: Path, content: bytes, *, mode: int) -> None:

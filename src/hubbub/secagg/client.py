@@ -234,9 +234,9 @@ class Client(Checks):
     def record(self) -> SessionRecord | None:
         """What may be written down about the current session."""
         held = self._held
-        if held is not None:
-            return SessionRecord(held.id, held.stage, held.adverts_hash, held.edges_hash, held.survivors_hash)
-        return None
+        if held is None:
+            return None
+        return SessionRecord(held.id, held.stage, held.adverts_hash, held.edges_hash, held.survivors_hash)
 
     # --- randomness: the operating system's; a frozen transcript overrides these two ---
 
