@@ -187,11 +187,12 @@ def test_who_fails_says_so_and_is_not_waited_for(carrier, caplog):
 
 @hosts
 def test_questions_to_others_may_overlap_and_to_the_same_may_not(carrier, gate):
-    carrier.join("north", lambda question: gate.wait() and question)
+    asked, first = threading.Event(), []
+    carrier.join("north", lambda question: asked.set() or (gate.wait() and question))
     carrier.join("south", echo)
-    first = []
     asking = threading.Thread(target=lambda: first.extend(carrier.transport.ask({"north": b"1"}, seconds=5)))
     asking.start()
+    asked.wait()
     assert list(carrier.transport.ask({"south": b"2"}, seconds=5)) == [("south", b"2")]
     with pytest.raises(ValueError, match="asked already: \\['north'\\]"):
         next(carrier.transport.ask({"north": b"3"}, seconds=5))
