@@ -60,7 +60,8 @@ class World:
         log, now = open_log(self.home), int(time.time())
         try:
             federation = log.fold(Federation).id
-            envelope = propose(act, self.keys[who].identity, at=now, expires=now + 30 * DAY, federation=federation)
+            expires = now + 30 * DAY - log.store.size  # or the same act, twice in a second, would be one proposal
+            envelope = propose(act, self.keys[who].identity, at=now, expires=expires, federation=federation)
             log.append(lambda: [log.fold(Federation).event(envelope, now)])
             return read(envelope).id
         finally:
