@@ -6,6 +6,7 @@ A peer gets its own versions of what it needs and runs on the torch and numpy of
 sees through a path file: what it installed itself comes first. None of it is ever a dependency of hubbub.
 """
 
+import fcntl
 import importlib.metadata
 import os
 import subprocess
@@ -50,8 +51,17 @@ PEERS = {
 
 
 def python(name: str) -> Path:
-    """A peer's interpreter; its environment is made first if it is absent or of other versions."""
-    peer, home = PEERS[name], FOLDER / name
+    """A peer's interpreter; its environment is made first if it is absent or of other versions.
+
+    Whoever asks while another process makes it waits until that one is done.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(PEERS[name], FOLDER / name)
+
+
+def _made(peer: Peer, home: Path) -> Path:
     shared = [f"{package}=={importlib.metadata.version(package)}" for package in peer.shared]
     wanted = "\n".join([*peer.packages, *peer.without_dependencies, *shared])
     done = home / "installed"

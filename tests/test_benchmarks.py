@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +92,18 @@ def test_the_readme_never_leaves_out_a_miss(run_all, goals):
     assert "| broken | >= 1 x | 0.6 x (0.5 to 0.7) | miss |" in text
     assert "kept" not in text
     assert "1 of 2 goals are met" in text
+
+
+@pytest.mark.slow  # environments are made
+def test_an_environment_that_several_processes_ask_for_is_made_once(tmp_path):
+    code = "import peers; peers.PEERS['x'] = peers.Peer(('packaging',), shared=()); print(peers.python('x'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "HUBBUB_PEERS": str(tmp_path)}
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    told = [one.communicate(timeout=300) for one in asking]
+    assert [out for out, _ in told] == [f"{tmp_path / 'x' / 'bin' / 'python'}\n"] * 3
+    assert sum("installing" in errors for _, errors in told) == 1
