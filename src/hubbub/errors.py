@@ -45,6 +45,7 @@ class HubbubError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.add_note(f"hint: {hint}")
 
 
 class InputError(HubbubError):

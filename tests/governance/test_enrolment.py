@@ -41,7 +41,7 @@ def admitted(keys, state):
 
 
 def refused(keys, state):
-    with pytest.raises(RefusedError, match=r"; no certificate made$") as caught:
+    with pytest.raises(RefusedError, match=r"; no certificate made\n") as caught:
         admitted(keys, state)
     return caught.value.message
 

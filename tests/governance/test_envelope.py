@@ -117,7 +117,7 @@ LOOSE = b64encode(b"a").decode().replace("YQ", "YR")  # another spelling of the 
     ],
 )
 def test_any_other_form_is_refused(text):
-    with pytest.raises(InputError, match=r"^envelope, must be .*; nothing recorded$") as caught:
+    with pytest.raises(InputError, match=r"^envelope, must be .*; nothing recorded\n") as caught:
         unseal(text)
     assert caught.value.hint == "ask whoever signed for it again"
 

@@ -78,7 +78,7 @@ def test_a_study_names_settings_code_plan_and_every_dataset(approved):
     ],
 )
 def test_a_statement_that_was_signed_in_another_form_is_refused(change):
-    with pytest.raises(InputError, match=r"^statement, must be .*; nothing recorded$") as caught:
+    with pytest.raises(InputError, match=r"^statement, must be .*; nothing recorded\n") as caught:
         read(resealed(change))
     assert caught.value.hint == "ask whoever signed for it again"
 

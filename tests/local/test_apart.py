@@ -10,6 +10,49 @@ from hubbub.local.apart import each
 
 TABLES = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
 INDICES = torch.arange(30).reshape(5, 6) % 4
+INDEXED = "index the tensor, tensor[indices], or use scatter(): both check what is in range"
+WRITTEN = {
+    "a function's own rule": "generate_vmap_rule = True, in place of a vmap() of its own",
+    "an operator's own rule": "write it as a function, of torch's own operations",
+    "an operator's own rule, by name": "write it as a function, of torch's own operations",
+}
+
+
+class WithARule(torch.autograd.Function):
+    """Has a batching rule of its own, which gets all rows."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        return gradient
+
+    @staticmethod
+    def vmap(_info, _in_dims, x):
+        return torch.where(x.max() > 1e3, x.sum(0).expand_as(x), x), 0
+
+
+class WithNone(torch.autograd.Function):
+    """Is batched by vmap."""
+
+    generate_vmap_rule = True
+    forward, setup_context, backward = WithARule.forward, WithARule.setup_context, WithARule.backward
+
+
+@torch.library.custom_op("hubbub_tests::with_a_rule", mutates_args=())
+def with_a_rule(x: torch.Tensor) -> torch.Tensor:
+    """Be an operator with a batching rule of its own."""
+    return x.clone()
+
+
+with_a_rule.register_vmap(lambda _info, _in_dims, x: (torch.where(x.max() > 1e3, x.sum(0).expand_as(x), x), 0))
+
 
 MIXING = {
     "embedding": lambda table, at: functional.embedding(at, table),
@@ -19,6 +62,9 @@ MIXING = {
     "index_fill": lambda table, at: table[:, 0].index_fill(0, at, 1.0),
     "index_fill_": lambda table, at: (table * 2).index_fill_(0, at[2], 1.0),
     "torch.index_fill": lambda table, at: torch.index_fill(torch.zeros(4), 0, at, 1.0) * table[:, 0],
+    "a function's own rule": lambda table, _: WithARule.apply(table),
+    "an operator's own rule": lambda table, _: with_a_rule(table),
+    "an operator's own rule, by name": lambda table, _: torch.ops.hubbub_tests.with_a_rule(table),
 }
 KEEPING = {
     "index": lambda table, at: table[at],
@@ -30,6 +76,7 @@ KEEPING = {
     "put": lambda table, at: torch.zeros(4, 3).index_put((at[:4],), table, accumulate=True),
     "one table": lambda table, at: functional.embedding(at, torch.ones(4, 3)) * table[0],
     "bag": lambda table, at: functional.embedding_bag(at[None], table),
+    "function": lambda table, at: WithNone.apply(table[at]),
     "loss": lambda table, at: functional.nll_loss(table, at[:4], reduction="none"),
 }
 
@@ -46,7 +93,7 @@ def test_operations_that_reach_into_other_rows_are_refused_at_any_values(name, m
     assert caught.value.message.endswith(
         "must not look beyond one example, found that torch.func.vmap lets it",
     )
-    assert caught.value.hint == "index the tensor, tensor[indices], or use scatter(): both check what is in range"
+    assert caught.value.hint == WRITTEN.get(name, INDEXED)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

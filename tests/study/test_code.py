@@ -350,7 +350,7 @@ def test_an_exception_of_many_lines_is_one_line():
 
 
 def test_an_exception_without_words_is_one_line():
-    with pytest.raises(CodeError, match=r"ValueError: $"):
+    with pytest.raises(CodeError, match=r"ValueError: \n"):
         call(raising(""), "north")
 
 
