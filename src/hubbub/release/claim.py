@@ -277,7 +277,8 @@ def _ever(used: Sequence[Statement]) -> str:
     and by loss distributions only what was granted does.
     """
     bounds = [line.epsilon_spent if line.kind in {"filter", "unbounded"} else line.epsilon_budget for line in used]
-    known = [bound for line, bound in zip(used, bounds, strict=True) if None not in (line.epsilon_spent, bound)]
+    pairs = zip(used, bounds, strict=True)
+    known = [bound for line, bound in pairs if line.epsilon_spent is not None and bound is not None]
     if len(known) < len(used):
         return "without any bound for everything ever run on it: there were runs without noise"
     delta = max(line.delta or 0.0 for line in used)
