@@ -418,12 +418,12 @@ def test_a_closed_session_is_forgotten(make_world, make_vectors):
     world = make_world(3)
     vectors = make_vectors(world)
     world.run(vectors)
-    assert world.clients[ME].record.stage == "unmasked"
+    assert world.clients[ME].stage == "unmasked"
     for name, data in world.server.close(b"model").items():
         assert world.clients[name].receive(data) is None
         assert world.clients[name].closed.outcome == "released"
         assert world.clients[name].closed.aggregate == b"model"
-        assert (world.clients[name].stage, world.clients[name].record) == (None, None)
+        assert world.clients[name].stage is None
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ class Coordinating:
         self._current: _Current | None = None
         self.words: dict[str, str] = {}
         """Why a run does not go on."""
-        self._transport: Transport = InProcess({})  # nobody, until a carrier is attached
+        self.transport: Transport = InProcess({})
+        """How participants are reached: nobody is, until a carrier is attached."""
         self._handlers: Handlers = {
             **log_handlers(self._logs[0], self._log_key, clock),
             **status_handlers(self, self._logs[1]),
@@ -110,7 +111,7 @@ class Coordinating:
 
     def attach(self, transport: Transport) -> None:
         """Say how participants are reached."""
-        self._transport = transport
+        self.transport = transport
 
     def identify(self, fingerprint: str) -> str | None:
         """The name that a transport key has in the roster now; None: nobody's."""
@@ -132,18 +133,13 @@ class Coordinating:
         if current is not None:
             current.sites.halt()
             current.thread.join(seconds)
-        self._transport.close()
+        self.transport.close()
         if current is not None:
             current.thread.join()
         for log in self._logs:
             log.close()
 
     # --- what status asks ---
-
-    @property
-    def transport(self) -> Transport:
-        """How participants are reached."""
-        return self._transport
 
     @property
     def current(self) -> str:

@@ -70,16 +70,6 @@ Mark = Callable[[int, int, int], None]
 Charge = Callable[[int, int], None]
 
 
-class SessionRecord(msgspec.Struct, frozen=True):
-    """What may be written down about a session: how far it came and the hashes agreed on."""
-
-    session: bytes
-    stage: Stage
-    adverts: bytes
-    edges: bytes
-    survivors: bytes
-
-
 class Client(Checks):
     """One participant in one run, session after session.
 
@@ -229,14 +219,6 @@ class Client(Checks):
     def stage(self) -> Stage | None:
         """How far the current session is."""
         return self._held.stage if self._held is not None else None
-
-    @property
-    def record(self) -> SessionRecord | None:
-        """What may be written down about the current session."""
-        held = self._held
-        if held is None:
-            return None
-        return SessionRecord(held.id, held.stage, held.adverts_hash, held.edges_hash, held.survivors_hash)
 
     # --- randomness: the operating system's; a frozen transcript overrides these two ---
 
