@@ -13,7 +13,8 @@ from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted
-from hubbub.governance import Facts, Federation, read_policy, terms_of
+from hubbub.governance import Federation, read_policy, terms_of
+from hubbub.participant.admission import facts_of
 from hubbub.planning import Plan
 from hubbub.study.config import Settings
 
@@ -127,15 +128,7 @@ class Permission:
 
     def _ask_sites(self) -> None:
         """Refuse what one of the sites does not want, though everybody else agreed."""
-        federation, settings = self.federation, self._settings
-        facts = Facts(
-            federation=federation.id,
-            epsilon=self._plan.epsilon,
-            minimum=self._plan.minimum,
-            purpose=settings.study.purpose,
-            code_hash=self._plan.code_hash,
-            peers=frozenset(card.key_id for card in federation.roster().members),
-        )
+        facts = facts_of(self.federation, self._plan, self._settings)
         today = dt.datetime.fromtimestamp(now(), dt.UTC).date()
         for name, path in self._site_files().items():
             if name in self._commitments:
@@ -162,9 +155,7 @@ class Permission:
 
     def _datasets(self) -> dict[str, str]:
         """The newest dataset of each participant, with its name."""
-        held = {
-            known.registered.participant: key for key, known in self.federation.datasets.items() if not known.is_erased
-        }
+        held = self.federation.held()
         for name in self._commitments:
             if name not in held:
                 raise RefusedError(
