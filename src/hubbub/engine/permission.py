@@ -13,7 +13,7 @@ from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted
-from hubbub.governance import Federation, read_policy, terms_of
+from hubbub.governance import AttestationPolicy, Federation, read_attestation_policy, read_policy, terms_of
 from hubbub.participant.admission import facts_of
 from hubbub.planning import Plan
 from hubbub.study.config import Settings
@@ -134,6 +134,7 @@ class Permission:
             if name in self._commitments:
                 try:
                     read_policy(path).check(facts, today=today)
+                    _check_unattested(read_attestation_policy(path))
                 except RefusedError as error:
                     raise RefusedError(f"{path}: {error.message}", hint=error.hint) from None
 
@@ -174,3 +175,12 @@ class Permission:
                 hint="register the dataset again, under an id of its own",
             )
         return [] if before == granted else [granted]
+
+
+def _check_unattested(policy: AttestationPolicy) -> None:
+    if policy.required:
+        raise RefusedError(
+            "this site's policy: attestation, must be shown, found one process for all, which shows none; "
+            "nothing trained, nothing spent",
+            hint="hubbub join: on hosts of their own a coordinator can attest",
+        )
