@@ -328,6 +328,13 @@ def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, ma
         run(make_study(tables))
 
 
+def test_a_site_that_asks_for_attestation_takes_part_in_no_run_in_one_process(world, run):
+    limits = f'measurements = ["{"0" * 96}"]\nminimum_tcb = {{ Milan = {{ snp = 1 }} }}'
+    write_policy(world, "b", f"[attestation]\nrequired = true\n{limits}")
+    with pytest.raises(RefusedError, match=r"sites/b.toml: this site's policy: attestation, must be shown, found one"):
+        run(world.approved())
+
+
 def test_a_link_to_a_policy_that_is_gone_is_no_permission(tmp_path, make_study, run):
     (tmp_path / "home" / "sites").mkdir(parents=True)
     (tmp_path / "home" / "sites" / "a.toml").symlink_to(tmp_path / "gone.toml")
@@ -413,4 +420,6 @@ def test_a_grant_that_was_put_before_the_founding_pays_for_no_release(world, fin
     (bundle / "bundle.sig").unlink()
     sign_folder(bundle, key, bundle / "bundle.sig")
     with pytest.raises(VerificationError, match="bundle: budget, must be what its owner registered, found otherwise"):
+        list(hubbub.verify_bundle(bundle, policy=Policy((Party(signer.verifier),)), recompute=False))
+    with pytest.raises(VerificationError, match=r"bundle: acts, .* must be cosigned by .*, found none, where 3 of"):
         list(hubbub.verify_bundle(bundle, recompute=False))

@@ -8,7 +8,6 @@ import msgspec
 
 from hubbub.accounting.accounts import Accounts, Statement
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
-from hubbub.accounting.grants import repeated
 from hubbub.accounting.shown import at_least
 from hubbub.errors import VerificationError
 from hubbub.events import (
@@ -20,6 +19,7 @@ from hubbub.events import (
     ParticipantJoined,
     RunFinished,
     RunStarted,
+    repeated,
 )
 from hubbub.governance import Federation
 from hubbub.planning import Claim, Plan
