@@ -185,6 +185,13 @@ class Decided(Event, frozen=True, tag="decided"):
     envelope: Public[str]
 
 
+class Refused(Event, frozen=True, tag="refused"):
+    """Somebody asked for what the rules or a budget do not allow, and nothing followed from it; `reason` as told."""
+
+    asked: Public[str]
+    reason: Public[str]
+
+
 AnyEvent = (
     RunStarted
     | RunResumed
@@ -201,6 +208,7 @@ AnyEvent = (
     | ModelReleased
     | Proposed
     | Decided
+    | Refused
 )
 
 _decoder = msgspec.json.Decoder(AnyEvent)
