@@ -195,6 +195,13 @@ def test_a_run_without_noise_is_recorded_and_makes_the_lifetime_unbounded(ledger
     assert (line.runs, line.runs_without_noise, line.epsilon_spent) == (2, 1, None)
 
 
+@pytest.mark.parametrize("epsilon", [1e-320, 1e-16, 1e-9])
+def test_a_budget_that_nothing_fits_into_is_a_budget(ledger, epsilon):
+    ledger.grant([filter_grant("heart", "example", epsilon, DELTA)])
+    with pytest.raises(BudgetError, match="left at delta 1e-05, this study needs"):
+        ledger.reserve(reservation(), sandbox_delta=DELTA)
+
+
 def test_a_run_without_noise_is_refused_where_an_owner_set_a_budget(ledger):
     ledger.grant([filter_grant("heart", "example", 3.0, DELTA)])
     with pytest.raises(BudgetError, match="has a budget of epsilon 3, this study adds no noise"):

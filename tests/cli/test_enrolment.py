@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -203,6 +204,17 @@ def test_a_request_is_written_for_the_operator_and_holds_no_secret(desk):
     path = desk.enrol("site-a")
     assert b"BEGIN CERTIFICATE REQUEST" in path.read_bytes()
     assert b"PRIVATE" not in path.read_bytes()
+
+
+def test_a_request_is_written_over_an_older_one_and_over_no_key(desk):
+    path = desk.enrol("site-a")
+    assert desk.enrol("site-a") == path
+    key, card = Path(desk.key("site-a")), Path(desk.key("auditor")).with_suffix(".card")
+    for out in (key, card):
+        before = out.read_bytes()
+        code, error = desk.refused("enrol", key, "--out", out)
+        words = f"{out}, must be a new file or an older request, found another file; nothing written"
+        assert (code, error, out.read_bytes()) == (2, words, before)
 
 
 def test_memberships_are_made_for_all_requests_or_for_none(desk):

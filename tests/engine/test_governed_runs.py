@@ -431,4 +431,6 @@ def test_a_grant_that_was_put_before_the_founding_pays_for_no_release(world, fin
     (bundle / "bundle.sig").unlink()
     sign_folder(bundle, key, bundle / "bundle.sig")
     with pytest.raises(VerificationError, match="bundle: budget, must be what its owner registered, found otherwise"):
+        list(hubbub.verify_bundle(bundle, policy=Policy((Party(signer.verifier),)), recompute=False))
+    with pytest.raises(VerificationError, match=r"bundle: acts, .* must be cosigned by .*, found none, where 3 of"):
         list(hubbub.verify_bundle(bundle, recompute=False))

@@ -450,6 +450,15 @@ def test_a_change_that_needs_full_approval_cannot_claim_another_class(approved, 
     assert f"study {'other' if change == 'name' else 'heart'}, is no change of class {kind}" in words
 
 
+def test_without_noise_fewer_datasets_are_no_change_since_the_difference_of_two_sums_is_one_contribution(approved):
+    terms = msgspec.structs.replace(approved.state.cases[approved.study_case].act.terms, epsilon=None, noise="none")
+    approved.study_case = approved.approve_study(*approved.datasets, terms=terms)
+    data = approved.state.cases[approved.study_case].act.data
+    fewer = change_of(approved, "B", data=dict([*data.items()][:1]))
+    assert "study heart, is no change of class B" in refused(approved.propose, "scientist", fewer)
+    approved.propose("scientist", change_of(approved, "B"))
+
+
 def test_a_change_must_change_a_fully_approved_study_in_force(approved):
     inside = approved.propose("scientist", change_of(approved, "B"))
     for changes in ("0" * 64, inside, approved.state.id):
@@ -501,6 +510,9 @@ def test_names_and_keys_are_used_once(founded, made_keys):
     assert "must have a name of its own" in refused(founded.propose, "operator", EnrolKey(card=twin))
     same = founded.keys["node-1"].card
     assert "must show keys never seen before" in refused(founded.propose, "operator", EnrolKey(card=same))
+    alike = made_keys("eve", "clinic-9", "node").card  # 64 bits of two keys may be made alike in 2^32 steps
+    founded.state.holders[alike.key_id] = founded.state.holders.pop(same.key_id)
+    assert "must show keys never seen before" in refused(founded.propose, "operator", EnrolKey(card=alike))
     forged = msgspec.structs.replace(made_keys("eve", "lab", "node").card, role="operator")
     assert "must be signed by its identity key" in refused(founded.propose, "operator", EnrolKey(card=forged))
 
@@ -633,6 +645,11 @@ def test_a_registered_dataset_has_a_budget(founded):
 )
 def test_a_dataset_that_cannot_be_meant_is_refused(founded, changes, words):
     assert words in refused(founded.propose, "owner-1", founded.dataset(1, **changes))
+
+
+def test_a_dataset_at_a_delta_that_no_grant_may_have_is_no_act(founded):
+    with pytest.raises(InputError, match=r"must be a proposal or a decision, Expected `float` <= 1e-05"):
+        founded.propose("owner-1", founded.dataset(1, delta=1e-4))
 
 
 def test_a_new_version_shares_the_budget_of_the_old_one(founded):

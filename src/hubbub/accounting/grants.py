@@ -108,7 +108,8 @@ def filter_grant(
         order = 0.0
     if order is None:
         log = -math.log(delta)
-        best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
+        best = 1 + math.sqrt(log) * (math.sqrt(log + epsilon) + math.sqrt(log)) / epsilon
+        best = min(best, ORDERS[-1])  # of a tiny epsilon it is infinite
         usable = [candidate for candidate in ORDERS if candidate >= SMALLEST_ORDER]
         order = float(min(usable, key=lambda candidate: abs(candidate - best)))
     return BudgetGranted(

@@ -217,7 +217,7 @@ def propose_release(options: argparse.Namespace) -> None:
     try:
         model, claim = (folder / "model.safetensors").read_bytes(), (folder / "claim.json").read_bytes()
         run = msgspec.json.decode(claim, type=dict[str, object])["run"]
-    except (OSError, KeyError, msgspec.DecodeError) as error:
+    except (OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"{folder}, must be the directory of a finished run, {error}; nothing recorded", hint="hubbub run STUDY"
         ) from None
