@@ -28,6 +28,11 @@ NOT_PRIVATE: EventDocument = {"@": "NonPrivateDpEvent"}
 """What is done without noise, or with noise that somebody can repeat."""
 
 
+def repeated(dp_event: EventDocument, count: int) -> EventDocument:
+    """`count` times the same event."""
+    return {"@": "SelfComposedDpEvent", "count": count, "event": dp_event}
+
+
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="event"):
     """Something that happened; immutable, one line of JSON."""
 

@@ -344,6 +344,13 @@ def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, ma
         run(make_study(tables))
 
 
+def test_a_site_that_asks_for_attestation_takes_part_in_no_run_in_one_process(world, run):
+    limits = f'measurements = ["{"0" * 96}"]\nminimum_tcb = {{ Milan = {{ snp = 1 }} }}'
+    write_policy(world, "b", f"[attestation]\nrequired = true\n{limits}")
+    with pytest.raises(RefusedError, match=r"sites/b.toml: this site's policy: attestation, must be shown, found one"):
+        run(world.approved())
+
+
 def test_a_link_to_a_policy_that_is_gone_is_no_permission(tmp_path, make_study, run):
     (tmp_path / "home" / "sites").mkdir(parents=True)
     (tmp_path / "home" / "sites" / "a.toml").symlink_to(tmp_path / "gone.toml")

@@ -22,6 +22,7 @@ from hubbub.governance.acts import (
     StopRun,
 )
 from hubbub.governance.roles import Tightening
+from hubbub.governance.state import Budget
 
 DAY = 86_400
 
@@ -628,6 +629,8 @@ def test_a_registered_dataset_has_a_budget(founded):
     dataset = founded.state.datasets[data]
     assert dataset.account == data
     assert str(founded.state.budgets[data]) == "budget of epsilon 8 at delta 1e-05 per example"
+    assert str(Budget("client", 8.0, 1e-5, "gaussian")).endswith(" per client, for Gaussian noise without sampling")
+    assert str(Budget("client", 8.0, 1e-5, "unbounded")).endswith(" per client, which bounds nothing")
     founded.now += 1
     assert "is registered once" in refused(founded.propose, "owner-1", founded.dataset(1))
 

@@ -109,7 +109,7 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     if with_null_slots:
         table.add_column("null slots (private)")
     for name, slots in prepared.slots.items():
-        nulls = [str(len(slots) - int(slots.is_real.sum()))] if with_null_slots else []
+        nulls = [str(len(slots) - slots.real.size)] if with_null_slots else []
         table.add_row(name, str(len(slots)), *nulls)
     console().print(table)
     if lock is not None:
@@ -120,7 +120,7 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
 
 def _measured(test: Slots) -> str:
     """Test records are no secret: their metrics are published as they are."""
-    real = int(test.is_real.sum())
+    real = test.real.size
     return f"{real} test records" + (f" (of {len(test)}: the others cannot be measured)" if real < len(test) else "")
 
 
