@@ -139,8 +139,9 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
+    state = state_of(options)
     study, commitments = (_offered if options.at else _held_here)(options)
-    plan, settings, state = make_plan(study), study.settings, state_of(options)
+    plan, settings = make_plan(study), study.settings
     if options.at:
         check_across_hosts(plan)
     act = ProposeStudy(

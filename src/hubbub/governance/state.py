@@ -65,7 +65,7 @@ class Budget:
 
     def __str__(self) -> str:
         noise = "" if self.kind == "filter" else ", for Gaussian noise without sampling"
-        return f"budget of epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}{noise}"
+        return f"budget of epsilon {self.epsilon:.12g} at delta {self.delta:.12g} per {self.unit}{noise}"
 
 
 @dataclass
