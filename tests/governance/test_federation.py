@@ -666,7 +666,7 @@ def test_a_new_version_shares_the_budget_of_the_old_one(founded):
 
 def test_a_hint_to_the_shared_budget_can_be_typed_as_it_stands(founded):
     old = founded.register(1, epsilon=1.23456789, delta=1.23456789e-6)
-    with pytest.raises(RefusedError, match="shares the budget of epsilon 1.23456789 at delta 1.23456789e-06") as caught:
+    with pytest.raises(RefusedError, match=r"shares the budget of epsilon 1\.23456789 at delta 1\.2345") as caught:
         founded.propose("owner-1", founded.dataset(1, "b", version_of=old))
     words = caught.value.hint.split()
     typed = {"epsilon": float(words[1]), "delta": float(words[3])}
