@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hubbub.accounting import gaussian
 from hubbub.accounting.accounts import Accounts
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
-from hubbub.accounting.grants import composed, filter_grant, repeated, sandbox_grant, schedule_grant
+from hubbub.accounting.grants import composed, filter_grant, sandbox_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger, admit
 from hubbub.errors import BudgetError, InputError, VerificationError
 from hubbub.eventlog import EventLog
-from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, Evaluated, encode_event
+from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, Evaluated, encode_event, repeated
 
 DELTA = 1e-5
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hubbub.cli import main
-from hubbub.engine.answering import answer, log_handlers
+from hubbub.engine.away import Deadlines
+from hubbub.engine.coordinate import Coordinating
 from hubbub.engine.direct import Credentials, DirectServer, Spool
-from hubbub.engine.enrol import identifier
-from hubbub.engine.home import open_log, open_log_key, server_credentials
+from hubbub.engine.home import server_credentials
 from hubbub.governance.enrolment import read_membership
 
 PEOPLE = {
@@ -105,18 +105,16 @@ def desk(tmp_path, capsys, monkeypatch, keyed):
 @pytest.fixture
 def hub(desk):
     """Start the coordinator's end of the wire, as far as people reach it; its port."""
-    logs = [open_log(desk.home) for _ in range(2)]
-    handlers = log_handlers(logs[0], open_log_key(desk.home), lambda: int(time.time()))
+    coordinating = Coordinating(desk.home, Deadlines())
     server = DirectServer(
         Credentials(*server_credentials(desk.home, [], now=int(time.time()))),
-        identifier(logs[1]),
+        coordinating.identify,
         spool=Spool(desk.folder),
-        command=lambda name, data: answer(data, name, handlers),
+        command=coordinating.command,
     )
     yield server.port
     server.close()
-    for log in logs:
-        log.close()
+    coordinating.close()
 
 
 @pytest.fixture

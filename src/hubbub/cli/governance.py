@@ -334,17 +334,13 @@ def found(beginning: str, known: Mapping[str, object], what: str) -> str:
 
 def _dataset_of(state: Federation, participant: str) -> str:
     """The newest dataset that a participant holds."""
-    held = [
-        key
-        for key, known in state.datasets.items()
-        if known.registered.participant == participant and not known.is_erased
-    ]
-    if not held:
+    dataset = state.held().get(participant)
+    if dataset is None:
         raise InputError(
             f"{participant}, must hold a registered dataset, found none; nothing recorded",
             hint=f"hubbub dataset register {participant} --help",
         )
-    return held[-1]
+    return dataset
 
 
 def title(case: Case) -> str:

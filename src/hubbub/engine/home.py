@@ -35,13 +35,7 @@ def open_log(home: Path) -> EventLog:
     Raises:
         InputError: The folder cannot be written, or holds no log of ours.
     """
-    try:
-        return EventLog(home / LOG)
-    except OSError as error:
-        raise InputError(
-            f"{home}, must be a folder that can be written, {error.strerror or error}; nothing trained, nothing spent",
-            hint=f"{VARIABLE}=DIR names another one",
-        ) from None
+    return EventLog(home / LOG)
 
 
 def open_log_of(run: str, home: Path) -> EventLog:

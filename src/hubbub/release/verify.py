@@ -215,7 +215,7 @@ def _check_permit(
     if federation.is_sandbox:
         _require(set(reserved.datasets) == set(plan.slots), "budget", "must be charged to its own participants")
         return
-    held = {known.registered.participant: key for key, known in federation.datasets.items() if not known.is_erased}
+    held = federation.held()
     _require(data.keys() <= held.keys(), "acts", "must register the dataset of every participant")
     accounts = {federation.datasets[held[name]].account for name in data}
     _require(set(reserved.datasets) == accounts, "acts", "must charge the budgets of the participants' own datasets")
