@@ -189,6 +189,13 @@ class Decided(Event, frozen=True, tag="decided"):
     envelope: Public[str]
 
 
+class Refused(Event, frozen=True, tag="refused"):
+    """Somebody asked for what the rules or a budget do not allow, and nothing followed from it; `reason` as told."""
+
+    asked: Public[str]
+    reason: Public[str]
+
+
 AnyEvent = (
     RunStarted
     | RunResumed
@@ -205,6 +212,7 @@ AnyEvent = (
     | ModelReleased
     | Proposed
     | Decided
+    | Refused
 )
 
 _decoder = msgspec.json.Decoder(AnyEvent)

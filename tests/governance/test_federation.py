@@ -88,7 +88,7 @@ def test_one_founder_who_denies_ends_the_founding(world):
     world.decide("owner-1", case, "deny")
     assert world.standing(case) == "denied"
     words = refused(world.decide, "owner-2", case)
-    assert words == f"proposal {case[:16]}, is decided while it is pending, found it denied; nothing recorded"
+    assert words == f"proposal {case[:16]}, is decided while it is pending, found it denied; nothing done"
 
 
 def test_a_federation_is_founded_once(world):
@@ -149,7 +149,7 @@ def test_a_signature_by_another_key_under_a_known_key_id_is_refused(founded):
 def test_an_unknown_key_is_refused(founded, made_keys):
     founded.keys["eve"] = made_keys("eve", "evil", "data-scientist")
     words = refused(founded.propose, "eve", OpenIncident(severity="S1", summary=""))
-    assert words == f"key {founded.keys['eve'].card.key_id}, must be in force, found an unknown one; nothing recorded"
+    assert words == f"key {founded.keys['eve'].card.key_id}, must be in force, found an unknown one; nothing done"
 
 
 def test_one_proposal_is_recorded_once(founded):
@@ -160,7 +160,7 @@ def test_one_proposal_is_recorded_once(founded):
 
 def test_a_decision_on_nothing_is_refused(founded):
     words = refused(founded.decide, "officer", "0" * 64)
-    assert words == "decision, must be on a proposal of this log, found 0000000000000000; nothing recorded"
+    assert words == "decision, must be on a proposal of this log, found 0000000000000000; nothing done"
 
 
 def test_nobody_decides_on_an_own_proposal(founded):

@@ -27,9 +27,10 @@ from hubbub.events import (
     Evaluated,
     Event,
     Proposed,
+    Refused,
     RoundClosed,
 )
-from hubbub.governance.statement import Proposal, read
+from hubbub.governance.statement import read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 from hubbub.study import Slots
@@ -218,23 +219,24 @@ def _words(event: AnyEvent) -> str:
                 f"by {event.granted_by}: {event.kind} of epsilon {event.epsilon:g}, delta {event.delta:g}{order}, "
                 f"per {event.unit}: {event.dataset}"
             )
-        case BudgetReserved():
-            return f"run {event.run}: {event.attempts} attempts on {len(event.datasets)} datasets"
-        case BudgetCharged():
-            return f"run {event.run}: round {_at(event)}"
-        case BudgetSettled():
-            return f"run {event.run}: {event.charged} attempts charged"
+        case BudgetReserved() | BudgetCharged() | BudgetSettled():
+            return f"run {event.run}: {_spent(event)}"
         case Proposed() | Decided():
-            return _signed(event.envelope)
+            return read(event.envelope).words
+        case Refused():
+            return f"{event.asked}: {event.reason}"
         case _:
             return ""
 
 
-def _signed(envelope: str) -> str:
-    signed = read(envelope)
-    what = signed.predicate
-    said = what.act.kind if isinstance(what, Proposal) else f"{what.verdict} {signed.about[:12]}"
-    return f"key {signed.envelope.key_id}: {said}"
+def _spent(event: BudgetReserved | BudgetCharged | BudgetSettled) -> str:
+    match event:
+        case BudgetReserved():
+            return f"{event.attempts} attempts on {len(event.datasets)} datasets"
+        case BudgetCharged():
+            return f"round {_at(event)}"
+        case BudgetSettled():
+            return f"{event.charged} attempts charged"
 
 
 def _at(event: AnyEvent) -> str:

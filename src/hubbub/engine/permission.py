@@ -136,7 +136,7 @@ class Permission:
                     read_policy(path).check(facts, today=today)
                     _check_unattested(read_attestation_policy(path))
                 except RefusedError as error:
-                    raise RefusedError(f"{path}: {error.message}", hint=error.hint) from None
+                    raise RefusedError(f"sites/{path.name}: {error.message}", hint=error.hint) from None
 
     def _site_files(self) -> dict[str, Path]:
         """Files of sites by name; in a federation each is a participant's, or a limit would limit nobody."""
@@ -148,7 +148,7 @@ class Permission:
         for name, path in files.items():
             if name not in known:
                 raise RefusedError(
-                    f"{path}, must have the name of a participant in the roster, found {name!r}; "
+                    f"sites/{path.name}, must have the name of a participant in the roster, found {name!r}; "
                     "nothing trained, nothing spent",
                     hint="hubbub federation show",
                 )

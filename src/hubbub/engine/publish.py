@@ -151,4 +151,4 @@ def _record(log: EventLog, files: dict[str, bytes], claim: ReleaseClaim, key: st
         )
         return [] if released in log.events() else [released]
 
-    log.append(decide)
+    log.append(decide, asked=f"release of {released.run}")

@@ -117,7 +117,7 @@ def check_signature(envelope: Envelope, public: bytes, who: str) -> None:
     signature = b64decode(envelope.signatures[0].sig)
     if not is_signed(public, signature, pae(envelope.payload_type, envelope.body)):
         raise RefusedError(
-            f"{who}, must have signed exactly these bytes, found a signature that does not fit; nothing recorded",
+            f"{who}, must have signed exactly these bytes, found a signature that does not fit; nothing done",
             hint=f"ask {who} to sign again",
         )
 

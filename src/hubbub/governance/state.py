@@ -292,4 +292,4 @@ class State:
 
 def refuse(who: str, rule: str, found: str, hint: str) -> RefusedError:
     """A refusal of an act, ready to be raised."""
-    return RefusedError(f"{who}, {rule}, found {found}; nothing recorded", hint=hint)
+    return RefusedError(f"{who}, {rule}, found {found}; nothing done", hint=hint)
