@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from recorded import read_events
 
 import hubbub
 from hubbub.accounting.accounts import Accounts
@@ -11,7 +12,7 @@ from hubbub.accounting.grants import filter_grant
 from hubbub.accounting.ledger import Ledger
 from hubbub.accounting.shown import at_least
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetCharged, read_events
+from hubbub.events import BudgetCharged
 from hubbub.governance import Federation
 from hubbub.release import ReleaseClaim, make_claim
 
