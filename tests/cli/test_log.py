@@ -203,6 +203,25 @@ def test_a_witness_meets_a_log_once_and_refuses_another_key_for_its_origin(home,
     assert (code, "which answered '403" in error) == (1, True)
 
 
+def test_a_fork_shown_to_a_witness_is_named_with_the_files_of_both_heads(home, tmp_path, capsys):
+    from hubbub.engine.home import open_log_key
+    from hubbub.tlog.verify import is_fork
+
+    witnessed(capsys, tmp_path / "w0")
+    for path in [*home.glob("log.db*"), home / "cosignatures" / "5"]:
+        path.unlink()
+    store = Store(home / "log.db")
+    store.append(lambda _size: [b'{"event": "another"}'] * 5)
+    store.close()
+    assert main(["log", "witness", str(tmp_path / "w0")]) == 3
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "must continue what the witness signed at size 5, found answer '409 5'; not cosigned" in error
+    told = re.fullmatch(r"hubbub: hint: (\S+) and (\S+) are the two heads: show them to the other members", hint)
+    heads = [parse_note(Path(path).read_bytes()) for path in told.groups()]
+    assert {Path(path).parent for path in told.groups()} == {tmp_path / "w0" / "evidence" / "forks"}
+    assert is_fork(*heads, open_log_key(home).verifier)
+
+
 def test_a_witness_that_lost_its_memory_is_retired(home, tmp_path, capsys):
     witnessed(capsys, tmp_path / "w0")
     for path in (tmp_path / "w0").glob("witness.db*"):

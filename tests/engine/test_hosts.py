@@ -4,8 +4,12 @@ The bytes are those between hosts; the carrier is a call that a test may spoil. 
 its folder, a coordinator by being made anew on its home.
 """
 
+import contextlib
+import hashlib
 import json
+import secrets
 import shutil
+import time
 
 import deployment
 import msgspec
@@ -17,12 +21,13 @@ import hubbub
 from hubbub.engine.away import Deadlines
 from hubbub.engine.commands import HaltRun, OfferStudy, ResumeRun, SubmitStudy
 from hubbub.engine.coordinate import Coordinating
-from hubbub.engine.home import open_log
+from hubbub.engine.home import open_coordinator_key, open_log, open_log_key
 from hubbub.errors import InputError, RefusedError
 from hubbub.events import ParticipantRefused, RoundClosed, RoundFailed
 from hubbub.governance.acts import RevokeKey, StopRun
 from hubbub.messages import (
     Contribution,
+    CosignAsked,
     Done,
     LogShown,
     Refused,
@@ -32,6 +37,15 @@ from hubbub.messages import (
     decode_message,
     encode_message,
 )
+from hubbub.participant.evidence import MOST_FILES
+from hubbub.participant.opening import Opening
+from hubbub.secagg.messages import Envelope, Survivors, is_by, read, write
+from hubbub.tlog import Note, Signer, Store, sign_checkpoint
+from hubbub.tlog.checkpoint import parse_checkpoint
+from hubbub.tlog.keys import COSIGNATURE
+from hubbub.tlog.note import parse_note
+from hubbub.tlog.verify import is_fork
+from hubbub.tlog.witness import Request
 
 
 class Wires:
@@ -104,8 +118,6 @@ class World(deployment.Deployment):
 
     @staticmethod
     def stage_of(contribution):
-        from hubbub.secagg.messages import Envelope, read
-
         return read(Envelope, contribution.payload).kind
 
     def crash(self, name):
@@ -299,6 +311,112 @@ def test_a_halted_run_stays_reserved_and_goes_on(world):
 
 
 # --- refusals
+
+
+def evidence(world, name, kind):
+    """What a site keeps of a kind, by its path in the last refusal."""
+    line = world.refusals(name)[-1]
+    folder = world.site(name) / "evidence"
+    assert line["hint"] == f"{folder} holds it: show it to the other members, and report the coordinator"
+    kept = {world.site(name) / path for path in line["evidence"]}
+    assert {path.parent for path in kept} == {folder / kind}
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in kept)
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+    return [(world.site(name) / path).read_bytes() for path in line["evidence"]]
+
+
+def entries(world):
+    """What the log holds, copied from a database that nobody has open."""
+    with contextlib.closing(open_log(world.home)) as log:
+        return log.store.entries(0, log.store.size)
+
+
+def history(world, bodies):
+    """A log of these entries, and its head, signed by the key of the federation's log."""
+    store = Store(world.root / secrets.token_hex(8))
+    store.append(lambda _size: bodies)
+    return sign_checkpoint(store, open_log_key(world.home)), store
+
+
+def asked_to_cosign(world, name, note, store, old=0):
+    request = bytes(Request(old, tuple(store.consistency(old, parse_checkpoint(note.text).size)), note))
+    return decode_message(world.hosts[name].answer(encode_message(CosignAsked(request)))).status
+
+
+def test_a_fork_that_a_site_is_asked_to_cosign_leaves_both_heads_on_its_disk(world):
+    log = open_log_key(world.home).verifier
+    known = entries(world)
+    one, store = history(world, [*known, b"1"])
+    other, forked = history(world, [*known, b"2"])
+    longer, third = history(world, [*known, b"3", b"4"])
+    assert asked_to_cosign(world, "a", one, store) == 200
+    assert asked_to_cosign(world, "a", other, forked) == 409
+    heads = [parse_note(data) for data in evidence(world, "a", "forks")]
+    assert heads == [one, other]
+    assert is_fork(*heads, log)
+    (line,) = world.refusals("a")
+    assert line["error"] == (
+        f"a, must be asked to cosign one history by {log.name}, found two signed heads of one size; not cosigned"
+    )
+    size = parse_checkpoint(one.text).size
+    assert asked_to_cosign(world, "a", longer, third, size) == 422
+    heads = [parse_note(data) for data in evidence(world, "a", "heads")]
+    assert heads == [one, longer]
+    assert all(log.signed_at(head) is not None for head in heads)
+    assert not world.hosts["a"].guard.evidence
+
+
+def test_a_fork_that_a_quorum_has_cosigned_leaves_both_heads_on_the_disk_of_a_site(world):
+    def shown(bodies):
+        head, _ = history(world, bodies)
+        nodes = [Signer(name, COSIGNATURE, world.keys[name].witness.private_bytes_raw()) for name in world.names]
+        head = Note(head.text, (*head.signatures, *(node.sign(head.text, int(time.time())) for node in nodes)))
+        opening = Opening(bytes(head), 0, tuple(bodies))
+        return head, decode_message(world.hosts["a"].answer(encode_message(LogShown(opening.encode()))))
+
+    bodies = entries(world)
+    one, said = shown(bodies)
+    assert said == Done()
+    other, said = shown([*bodies[:-1], b"{}"])
+    assert said == Refused("log")
+    heads = [parse_note(data) for data in evidence(world, "a", "forks")]
+    assert heads == [one, other]
+    assert is_fork(*heads, open_log_key(world.home).verifier)
+
+
+@pytest.mark.slow
+def test_contradictory_messages_of_a_session_are_kept_and_verify_under_the_coordinators_key(world):
+    key, lied = open_coordinator_key(world.home), []
+
+    def spoil(name, at, message):
+        if (name, at, message.round_number) == ("c", 3, 2) and not lied:
+            said = read(Envelope, message.payload)
+            other = msgspec.structs.replace(read(Survivors, said.body), salt=bytes(32))
+            lied.extend([message.payload, write(said.kind, said.session, other, key=key)])
+            world.hosts["c"].answer(encode_message(message))
+            false = msgspec.structs.replace(message, payload=lied[1])
+            assert decode_message(world.hosts["c"].answer(encode_message(false))) == Refused("round")
+        return message
+
+    world.wires.spoil = spoil
+    assert world.go().state == "finished"
+    kept = evidence(world, "c", "messages")
+    assert kept == lied
+    one, other = (read(Envelope, data) for data in kept)
+    assert (one.kind, one.session) == (other.kind, other.session) == ("survivors", one.session)
+    assert one.body != other.body
+    assert all(is_by(key.public, "survivors", one.session, said) for said in (one, other))
+
+
+@pytest.mark.slow
+def test_a_site_keeps_no_more_heads_of_a_lying_log_than_its_bound(world):
+    known, size = entries(world), MOST_FILES + 6
+    for number in range(size):
+        asked_to_cosign(world, "a", *history(world, [*known, b"%d" % number]))
+    assert len(list((world.site("a") / "evidence" / "forks").iterdir())) == MOST_FILES
+    assert len(world.refusals("a")) == size - 1
+    last = world.refusals("a")[-1]
+    assert (last["hint"], "evidence" in last) == ("report the coordinator to the other members", False)
 
 
 def refusal(world, name, code):

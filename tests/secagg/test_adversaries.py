@@ -506,7 +506,7 @@ def test_forged_consents():
 def test_second_u_same_session():
     world, succeeded = second_u_same_session()
     assert not succeeded
-    assert refused(world, "answers one 'survivors' in a session, found another, kept as evidence", *world.names[1:])
+    assert refused(world, "answers one 'survivors' in a session, found another", *world.names[1:])
     for name in world.names[1:]:
         assert world.clients[name].evidence[0].messages == (world.first[name], world.second[name])
     assert world.spy.is_one_kind_each

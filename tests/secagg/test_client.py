@@ -13,6 +13,7 @@ from hubbub.secagg.messages import (
     Envelope,
     Header,
     Signed,
+    is_by,
     read,
 )
 
@@ -123,7 +124,12 @@ def test_what_an_honest_server_never_sends_is_refused_and_kept(make_world, make_
     assert words in refused.value.message
     spent = "the attempt stays charged" if stage in ("consent", "unmask") else "no budget spent"
     assert spent in refused.value.message
-    assert [evidence.messages for evidence in client.evidence] == [(false,)]
+    (evidence,) = client.evidence
+    assert evidence.messages[-1] == false
+    signed = [read(Envelope, message) for message in evidence.messages]
+    kinds = {"advert": "open", "share": "adverts", "masked": "deliver", "consent": "survivors", "unmask": "consents"}
+    assert [envelope.kind for envelope in signed] == list(kinds.values())[: list(kinds).index(stage) + 1]
+    assert all(is_by(world.key.public, one.kind, one.session, one) for one in signed)
     assert client.stage is None
     with pytest.raises(RoundError, match="must be in the session it is asked about"):
         client.receive(messages[ME])
@@ -223,7 +229,7 @@ def test_the_same_request_gets_the_same_bytes_and_another_none(make_world, make_
         messages = world.server.advance()
     assert len(world.charges) == len(world.marks) == 4
     first, second = asked[3][0], world.lie(asked[3][0], lambda m: replace(m, salt=bytes(32)))
-    with pytest.raises(RoundError, match="answers one 'survivors' in a session, found another, kept as evidence"):
+    with pytest.raises(RoundError, match="answers one 'survivors' in a session, found another"):
         client.receive(second)
     assert client.evidence[0].messages == (first, second)
     assert client.receive(first) == asked[3][1]

@@ -12,15 +12,16 @@ from rich.text import Text
 
 from hubbub.cli.plain import console, plain, utc
 from hubbub.engine.heads import Heads
-from hubbub.errors import InputError, typed
+from hubbub.errors import InputError, VerificationError, typed
 from hubbub.governance import load_keys
+from hubbub.participant.evidence import EVIDENCE, keep
 from hubbub.tlog import proof, tiles
 from hubbub.tlog import verify as check
 from hubbub.tlog.checkpoint import parse_checkpoint
 from hubbub.tlog.keys import COSIGNATURE, Signer, Verifier, open_key
 from hubbub.tlog.policy import Party, Policy, parse_policy
 from hubbub.tlog.store import Store
-from hubbub.tlog.witness import Witness, ask
+from hubbub.tlog.witness import Answer, Witness, ask
 
 WITNESS = "hubbub.local/witness/"
 
@@ -104,9 +105,27 @@ def witness(options: argparse.Namespace) -> None:
             hint="name the folder in which it signed before; if that is lost, retire its key: it could sign a fork",
         )
     cosigner = Witness(memory, [key], _met_logs(folder / "logs", log.key.verifier))
-    note = ask(lambda body: cosigner.add_checkpoint(body, int(time.time())), head, log.store, [key.verifier])
+    answers = list[Answer]()
+
+    def send(body: bytes) -> Answer:
+        answers.append(cosigner.add_checkpoint(body, int(time.time())))
+        return answers[-1]
+
+    try:
+        note = ask(send, head, log.store, [key.verifier])
+    except VerificationError as error:
+        raise _with_heads(error, answers[-1], folder / EVIDENCE) from None
     path = log.keep(note)
     print(f"cosigned size {parse_checkpoint(note.text).size}: {path}; in a policy: witness NAME {key.verifier}")
+
+
+def _with_heads(error: VerificationError, answer: Answer, folder: Path) -> VerificationError:
+    """The error with a hint that names both heads, since only both together convict a log."""
+    kept = keep(folder, answer.evidence) if answer.evidence is not None else []
+    if not kept:
+        return error
+    heads = " and ".join(map(typed, kept))
+    return VerificationError(error.message, hint=f"{heads} are the two heads: show them to the other members")
 
 
 def _witness_key(own: Path, holders: str | None, log: Heads) -> tuple[Signer, bool]:

@@ -66,5 +66,5 @@ def check_reserved(view: LogView, run: str, plan: Plan, account: str) -> None:
         raise RefusedError(
             f"run {run}, must stand reserved on this site's budget exactly as its plan costs, found otherwise; "
             "nothing trained, nothing sent",
-            hint="keep the log as evidence and report the coordinator",
+            hint="memory.db holds the log: report the coordinator to the other members",
         )

@@ -7,7 +7,7 @@
     memory.db    its copy of the log, its mark, its charges; witness.db: what it has cosigned
     plans/       plans that it made itself
     recover      there while its owner wants the recovery; recovered: what that charged
-    refusals     what it refused and why, one line of JSON each
+    refusals     what it refused and why, one line of JSON each; evidence/: signed pieces that convict the signer
 
 *Trust:* whoever can write here is this participant.
 """
@@ -22,12 +22,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from hubbub.errors import HubbubError, InputError
+from hubbub.errors import HubbubError, InputError, typed
 from hubbub.governance import Keys, load_keys
 from hubbub.governance.attestation import AttestationPolicy, read_attestation_policy
 from hubbub.governance.enrolment import Membership, read_membership
 from hubbub.governance.policy import SitePolicy, read_policy, read_site_table
 from hubbub.participant.commitment import SALT_BYTES
+from hubbub.participant.evidence import EVIDENCE
 from hubbub.participant.log_view import Mark
 from hubbub.planning import Plan
 from hubbub.study import Study
@@ -177,11 +178,16 @@ class SiteFolder:
             file.write(json.dumps(lost) + "\n")
         (self.path / RECOVER).unlink(missing_ok=True)
 
-    def note_refusal(self, error: HubbubError, code: str, now: int) -> None:
-        """Write down what was refused, for the owner."""
-        line = json.dumps({"at": now, "code": code, "error": error.message, "hint": error.hint})
+    def note_refusal(self, error: HubbubError, code: str, now: int, evidence: Sequence[Path] = ()) -> str:
+        """Write down what was refused, for the owner; the hint, which names what was kept as evidence."""
+        names = [str(file.relative_to(self.path)) for file in evidence]
+        kept = f"{typed(self.path / EVIDENCE)} holds it: show it to the other members, and report the coordinator"
+        hint = kept if names else error.hint
+        line: dict[str, object] = {"at": now, "code": code, "error": error.message, "hint": hint}
+        line |= {"evidence": names} if names else {}
         with (self.path / "refusals").open("a") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(line) + "\n")
+        return hint
 
     def show_data(self) -> None:
         """Let study code that is loaded from now on find this site's records."""

@@ -14,6 +14,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from hubbub.errors import (
     BudgetError,
@@ -46,8 +47,9 @@ from hubbub.messages import (
 )
 from hubbub.participant.admission import check_approved, check_reserved, facts_of
 from hubbub.participant.commitment import commit
+from hubbub.participant.evidence import EVIDENCE, keep
 from hubbub.participant.folder import SiteFolder
-from hubbub.participant.log_guard import LogGuard, Site
+from hubbub.participant.log_guard import REPORT, LogGuard, Site
 from hubbub.participant.memory import Memory
 from hubbub.participant.opening import Opening, read_opening
 from hubbub.participant.site import Masking, Participant
@@ -91,6 +93,7 @@ class Joined:
     commitment: str
     learner: Learner
     participant: Participant | None = None
+    client: Client | None = None
     roster: str = ""
 
 
@@ -151,12 +154,25 @@ class Host:
             return self._answer(decode_message(data))
         except HubbubError as error:
             code = next(code for kind, code in CODES.items() if isinstance(error, kind))
-            self._folder.note_refusal(error, code, self._clock())
-            _host_log.warning("%s refused: %s; %s", self.name, error.message, error.hint)
+            self._note(error, code)
         except Exception:  # noqa: BLE001, whatever went wrong here, the others are told nothing of it
             code = "fault"
             _host_log.exception("%s could not answer", self.name)
         return encode_message(Refused(code))
+
+    def _note(self, error: HubbubError, code: str) -> None:
+        """Tell the owner what was refused, and where that is kept which convicts whoever sent it."""
+        hint = self._folder.note_refusal(error, code, self._clock(), self._keep_evidence())
+        _host_log.warning("%s refused: %s; %s", self.name, error.message, hint)
+
+    def _keep_evidence(self) -> list[Path]:
+        """Files of what has come to light since the last refusal; it is in memory no more."""
+        client = None if self._joined is None else self._joined.client
+        kept = list[Path]()
+        for found in (self.guard.evidence, [] if client is None else client.evidence):
+            while found:
+                kept += keep(self._folder.path / EVIDENCE, found.pop(0))
+        return kept
 
     def _answer(self, message: Message) -> bytes:
         match message:
@@ -184,6 +200,11 @@ class Host:
 
     def _cosign(self, request: bytes) -> Cosigned:
         answer = self._witness.add_checkpoint(request, self._clock())
+        if answer.evidence is not None:
+            self.guard.evidence.append(answer.evidence)
+            found = "of one size" if answer.evidence.is_fork else "that its proof does not join"
+            words = f"must be asked to cosign one history by {self._log.name}, found two signed heads {found}"
+            self._note(VerificationError(f"{self.name}, {words}; not cosigned", hint=REPORT), "log")
         return Cosigned(answer.status, answer.body, answer.content_type, self._memory.size)
 
     def _follow(self, opening: Opening) -> None:
@@ -302,7 +323,7 @@ class Host:
         plan, parameters = joined.plan, joined.plan.secagg
         assert parameters is not None  # noqa: S101, `_join` has asked
         cards = [card for card in roster.members if card.name in plan.slots]
-        client = Client(
+        client = joined.client = Client(
             self.name,
             key=self._protocol,
             roster=Members([Member(card.name, card.organisation, bytes.fromhex(card.protocol)) for card in cards]),

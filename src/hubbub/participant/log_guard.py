@@ -30,7 +30,7 @@ from hubbub.tlog.policy import NONE
 from hubbub.tlog.verify import AHEAD, FRESH, Verified, is_fork, verify_checkpoint
 from hubbub.tlog.witness import Evidence
 
-_REPORT: Final = "keep this message as evidence and report the coordinator"
+REPORT: Final = "report the coordinator to the other members"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class LogGuard:
                 f"{site.name}, must have a policy with a quorum of witnesses, found 'quorum none'; nothing opened",
                 hint="quorum NAME, in the policy",
             )
-        self.evidence: list[Evidence] = []
+        self.evidence: list[Evidence] = []  # for a host to keep
         self._memory = memory
         self._site = site
         self.view = LogView()
@@ -301,7 +301,7 @@ class LogGuard:
             raise BudgetError(
                 f"{self._site.name}, must find room for its runs on the budget that its owner registered, found {left} "
                 "and more reserved on it; nothing sent, no budget spent",
-                hint=_REPORT,
+                hint=REPORT,
             )
 
     def _check_charged(self, session: Session, reservation: Reservation) -> None:
@@ -391,10 +391,10 @@ class LogGuard:
         if not is_met:
             raise self._refusal(rule, found)
 
-    def _refusal(self, rule: str, found: str, *, hint: str = _REPORT) -> RoundError:
+    def _refusal(self, rule: str, found: str, *, hint: str = REPORT) -> RoundError:
         return RoundError(f"{self._site.name}, {rule}, found {found}; nothing sent, no budget spent", hint=hint)
 
     def _broken(self, rule: str, found: str) -> VerificationError:
         return VerificationError(
-            f"{self._site.name}, {rule}, found {found}; nothing sent, no budget spent", hint=_REPORT
+            f"{self._site.name}, {rule}, found {found}; nothing sent, no budget spent", hint=REPORT
         )

@@ -44,7 +44,7 @@ _AWAITED: Final[dict[Stage, str]] = {
     "consented": "consents",
 }
 _CHARGED: Final = ("charged", "masked", "consented", "unmasked")
-_REPORT: Final = "keep this session's messages as evidence and report the coordinator"
+_REPORT: Final = "report the coordinator to the other members"
 
 
 @dataclass(repr=False)

@@ -101,6 +101,7 @@ class Client(Checks):
     ) -> None:
         super().__init__(name, roster=roster, parameters=parameters, last_mark=last_mark)
         self.evidence: list[Evidence] = []
+        """Messages that convict the coordinator; for a host to keep."""
         self.closed: Close | None = None
         self._key = key
         self._mark = mark
@@ -161,10 +162,10 @@ class Client(Checks):
             return self._again(held, envelope, data)
         self._check_order(held, envelope.kind)
         self._check_coordinator(envelope, held.session)
-        with self._ending_at_fault(data):
+        with self._ending_at_fault(held, data):
             message = read(_BODIES[envelope.kind], envelope.body)
         self._check_receiver(message)
-        with self._ending_at_fault(data):
+        with self._ending_at_fault(held, data):
             reply = self._answer(held, message)
         held.answered[envelope.kind] = (data, reply)
         return reply
@@ -235,12 +236,13 @@ class Client(Checks):
                 raise AssertionError(message)
 
     @contextmanager
-    def _ending_at_fault(self, data: bytes) -> Generator[None]:
-        """A signed message that breaks a rule is evidence, and the end of the session."""
+    def _ending_at_fault(self, held: Held, data: bytes) -> Generator[None]:
+        """A signed message that breaks a rule is evidence, after what was asked before; and the end of the session."""
         try:
             yield
         except HubbubError as error:
-            self.evidence.append(Evidence(error.message, (data,)))
+            asked = (request for request, _ in held.answered.values())
+            self.evidence.append(Evidence(error.message, (*asked, data)))
             self.erase()
             raise
 
@@ -253,7 +255,7 @@ class Client(Checks):
         if envelope.kind in _BODIES:
             self._check_receiver(read(_BODIES[envelope.kind], envelope.body))
         self.evidence.append(Evidence(f"two messages {envelope.kind!r} in one session", (request, data)))
-        raise self._refusal(f"answers one {envelope.kind!r} in a session", "another, kept as evidence")
+        raise self._refusal(f"answers one {envelope.kind!r} in a session", "another")
 
     def _enter(self, session: Session) -> Held:
         cipher, mask_seed, self_seed = (self._draw(KEY_BYTES) for _ in range(3))
