@@ -94,7 +94,7 @@ def release(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Check a bundle."""
     from hubbub.cli import checks
-    from hubbub.release.verify import verify_bundle
+    from hubbub.release.verify import verify_steps
 
     policy, folder = _policy(Path(options.policy)) if options.policy else None, Path(options.folder)
     if not folder.is_dir():
@@ -104,7 +104,7 @@ def verify(options: argparse.Namespace) -> None:
             f"{folder}, must be a bundle, found the directory of a run",
             hint=f"hubbub release {typed(folder)}, then hubbub verify {typed(folder / 'bundle')}",
         )
-    found = verify_bundle(folder, policy=policy, recompute=not options.no_recompute)
+    found = verify_steps(folder, policy=policy, recompute=not options.no_recompute)
     checks.verified(found, as_json=options.json)
 
 
