@@ -12,19 +12,17 @@ import os
 import sqlite3
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 from goals import Result, finish, machine
 
 from hubbub.tlog import Signer, Store, sign_checkpoint, verify_checkpoint
-from hubbub.tlog.group import GroupedAppends
 from hubbub.tlog.keys import ED25519
 from hubbub.tlog.merkle import is_consistent, is_included, leaf_hash
 from hubbub.tlog.policy import Party, Policy
 
-BATCH, SUBMITTERS, PROOFS, TOGETHER = 64, 64, 2000, 100
+BATCH, PROOFS, TOGETHER = 64, 2000, 100
 
 
 def entry(number: int) -> bytes:
@@ -67,26 +65,6 @@ def appended(folder: Path, batch: int, seconds: float = 3) -> float:
     return result
 
 
-def submitted(folder: Path, seconds: float = 3) -> float:
-    """Durable entries per second of threads that each wait for their own."""
-    store, counts = Store(folder / "submitters.db"), [0] * SUBMITTERS
-    group, start = GroupedAppends(store), time.perf_counter()
-
-    def work(name: int) -> None:
-        while time.perf_counter() < start + seconds:
-            group.append(entry(name))
-            counts[name] += 1
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(SUBMITTERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    result = rate(sum(counts), start)
-    store.close()
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--entries", type=int, default=1_000_000)
@@ -96,12 +74,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
         sync, single, batched = sync_milliseconds(folder), appended(folder, 1), appended(folder, BATCH)
-        large, waiting = appended(folder, 4096), submitted(folder)
+        large = appended(folder, 4096)
         allowed = min(20_000, int(5 * single * BATCH))
         rows += [
             Result("durable appends, commits of 64", [batched], f">= {allowed} a second", is_headline=True),
             Result("durable appends, commits of 4096", [large], ">= 20000 a second"),
-            Result(f"durable appends, {SUBMITTERS} waiting threads", [waiting], ">= 3000 a second"),
             Result("durable appends, one by one", [single], "a second"),
             Result("fdatasync", [sync], "ms"),
         ]

@@ -53,20 +53,6 @@ def model():
     return torch.nn.Linear(4, 2)
 
 
-@pytest.fixture(scope="session")
-def outside_vectors():
-    """Find a file among the vectors that others wrote; skips where they are not."""
-    beside = Path(__file__).parents[2] / "shared" / "vectors"
-    folder = Path(os.environ.get("HUBBUB_VECTORS", beside))
-
-    def find(name):
-        if not (folder / name).exists():
-            pytest.skip(f"no {name} among the vectors of others; HUBBUB_VECTORS names their folder")
-        return folder / name
-
-    return find
-
-
 @pytest.fixture
 def settings():
     """Make the tables of a study, some keys changed."""

@@ -1,6 +1,7 @@
 """The shape of the code: state machines without I/O, a participant without a coordinator."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,13 @@ def test_a_participants_process_imports_no_path_of_a_coordinator():
 @pytest.mark.parametrize("statement", ["import hubbub", "import hubbub.cli.arguments", "import hubbub.planning"])
 def test_importing_loads_neither_torch_nor_the_accountant(statement):
     assert not {"torch", "dp_accounting", "scipy"} & loaded_after(statement)
+
+
+@pytest.mark.parametrize("room", sorted(ROOT.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_every_room_lists_its_files(room):
+    docstring = ast.get_docstring(ast.parse(room.read_text())) or ""
+    files = {path.name for path in room.parent.glob("[a-z]*.py")} if room.parent != ROOT else set()
+    assert set(re.findall(r"\w+\.py\b", docstring)) - {"study.py"} == files
 
 
 def test_every_room_says_whether_it_is_trusted():

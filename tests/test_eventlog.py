@@ -2,9 +2,9 @@
 
 import pytest
 
-from hubbub.errors import BudgetError, InputError
+from hubbub.errors import BudgetError, InputError, RefusedError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetSettled, Evaluated
+from hubbub.events import BudgetSettled, Evaluated, Refused
 
 
 class Names:
@@ -94,3 +94,34 @@ def test_an_event_that_nobody_could_read_again_is_not_written(logs):
     with pytest.raises(InputError, match="Expected `int`, got `str`"):
         one.append(lambda: [settled("a"), BudgetSettled(run="b", charged="many")])
     assert two.events() == []
+
+
+def refuse(message):
+    raise RefusedError(message, hint="ask")
+
+
+def test_what_was_refused_is_recorded_where_it_is_told_what_was_asked(logs):
+    log = logs[0]
+    log.note(settled("a"))
+    for asked in ("", "run x"):
+        with pytest.raises(RefusedError, match="a, must be so, found else; nothing done"):
+            log.append(lambda: refuse("a, must be so, found else; nothing done, nothing spent"), asked=asked)
+        refused = [Refused(asked=asked, reason="a, must be so, found else")] if asked else []
+        assert logs[1].events() == ([settled("a"), *refused] if asked else [])
+    log.append(lambda: [settled("b")])
+    assert logs[1].events() == [settled("a"), *refused, settled("b")]
+
+
+def test_wrong_input_is_refused_without_a_record(logs):
+    with pytest.raises(InputError):
+        logs[0].append(lambda: [Evaluated(run=1, round_number=1, metrics={})], asked="run x")
+    assert logs[1].events() == []
+
+
+@pytest.mark.parametrize("message", ["x" * 70_000, "\udc80\n" * 10, "\U0001f600" * 2000], ids=["long", "bytes", "wide"])
+def test_any_words_of_a_refusal_can_be_recorded(logs, message):
+    with pytest.raises(RefusedError):
+        logs[0].append(lambda: refuse(message), asked="run x")
+    (refused,) = logs[1].events()
+    assert message.encode(errors="backslashreplace").startswith(refused.reason.encode()[:100])
+    assert len(refused.reason) >= 60

@@ -10,12 +10,13 @@ decided is decided on the newest state, and what is appended is durable when `ap
 shows.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
-from hubbub.errors import HubbubError
-from hubbub.events import AnyEvent, decode_event, encode_event
+from hubbub.errors import HubbubError, InputError, RefusedError
+from hubbub.events import AnyEvent, Refused, decode_event, encode_event
 from hubbub.tlog import Store
 
 
@@ -29,6 +30,8 @@ class Fold(Protocol):
 
 
 State = TypeVar("State", bound=Fold)
+_LONGEST: Final = 1000
+"""Characters of a reason that are kept."""
 
 
 class EventLog:
@@ -53,12 +56,13 @@ class EventLog:
         self.flush()
         self.store.close()
 
-    def append(self, decide: Callable[[], Sequence[AnyEvent]]) -> list[AnyEvent]:
+    def append(self, decide: Callable[[], Sequence[AnyEvent]], *, asked: str = "") -> list[AnyEvent]:
         """Decide on the newest state and append what was decided, all or nothing, in one transaction.
 
         Args:
             decide: Returns events to append, or raises to refuse. What it reads by `fold` is the state
                 that its events will follow: nobody else writes meanwhile.
+            asked: For what; where it is told, a refusal is recorded too.
 
         Returns:
             The events, durable.
@@ -75,11 +79,19 @@ class EventLog:
         noted, self._noted = self._noted, []  # at Ctrl-C they may be written already, and twice would be wrong
         try:
             span = self.store.append(bodies)
-        except HubbubError:
+        except HubbubError as error:
             self._noted = noted
+            if asked and isinstance(error, RefusedError):
+                self._record_refusal(asked, error.message)
             raise
         self._newest = (span.start, read)
         return events
+
+    def _record_refusal(self, asked: str, message: str) -> None:
+        reason = message.partition("; nothing")[0][:_LONGEST]  # what follows told the asker what was not done
+        refused = Refused(asked=asked, reason=reason.encode(errors="backslashreplace").decode())
+        with contextlib.suppress(InputError):  # refused it is also on a full disk
+            self.append(lambda: [refused])
 
     def note(self, *events: AnyEvent) -> None:
         """Add events on which nothing is ever decided; they are written with the next append, before its own.

@@ -28,6 +28,11 @@ NOT_PRIVATE: EventDocument = {"@": "NonPrivateDpEvent"}
 """What is done without noise, or with noise that somebody can repeat."""
 
 
+def repeated(dp_event: EventDocument, count: int) -> EventDocument:
+    """`count` times the same event."""
+    return {"@": "SelfComposedDpEvent", "count": count, "event": dp_event}
+
+
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="event"):
     """Something that happened; immutable, one line of JSON."""
 
@@ -185,6 +190,13 @@ class Decided(Event, frozen=True, tag="decided"):
     envelope: Public[str]
 
 
+class Refused(Event, frozen=True, tag="refused"):
+    """Somebody asked for what the rules or a budget do not allow, and nothing followed from it; `reason` as told."""
+
+    asked: Public[str]
+    reason: Public[str]
+
+
 AnyEvent = (
     RunStarted
     | RunResumed
@@ -201,6 +213,7 @@ AnyEvent = (
     | ModelReleased
     | Proposed
     | Decided
+    | Refused
 )
 
 _decoder = msgspec.json.Decoder(AnyEvent)

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from hubbub.accounting.epsilon import epsilon, epsilon_after_each
-from hubbub.accounting.grants import repeated
 from hubbub.errors import PlanError, RefusedError, StudyError, typed
-from hubbub.events import BudgetReserved, EventDocument
+from hubbub.events import BudgetReserved, EventDocument, repeated
 from hubbub.mechanism import Mechanism, design, discrete_cost
 from hubbub.secagg.parameters import HONEST, Parameters, choose
 from hubbub.study import Lock, Study

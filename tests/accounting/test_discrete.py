@@ -135,15 +135,13 @@ def test_one_share_needs_no_bound_and_tiny_ones_are_refused():
 def test_a_thousand_rounds_of_a_million_coordinates_cost_less_than_any_float_shows():
     h = discrete.inflation(10**6, 1000)
     assert 2 * h == pytest.approx(4e-25, rel=0.05)
-    assert discrete.inflate(3.0, 1e-5, h) == (3.0, 1e-5)
+    assert 3.0 + 2 * h == 3.0
     shared = discrete.inflation(10**6, 1000, shares=[168309] * 34)
     assert h <= shared <= h * (1 + 1e-9)
     assert discrete.inflation(1, 1, shares=[4] * 10) == pytest.approx(discrete.log_ratio_bound(), rel=1e-6)
-    assert discrete.inflate(1.0, 0.5, 0.1) == (1.2, pytest.approx(0.5 * math.exp(0.1)))
-    assert discrete.inflate(1.0, 0.99, 0.1)[1] == 1.0
     with pytest.raises(InputError, match="noise share, sigma must be at least 4, found 3") as refusal:
         discrete.inflation(1, 1, shares=[4, 3])
-    assert refusal.value.hint == "raise privacy.scale, or account the run by zCDP"
+    assert refusal.value.hint == "encode at a larger scale, or plan for a smaller epsilon"
 
 
 def test_shares_enter_the_inflation_where_they_can_be_seen(monkeypatch):
@@ -261,7 +259,7 @@ def test_integers_too_coarse_for_the_theorem_are_refused():
     for call in (lambda: discrete.effective_noise_multiplier(15, 8.0), lambda: discrete.integer_sigma(0.1, 100.0)):
         with pytest.raises(InputError, match="integer noise, sigma must be at least 16, found 1") as refusal:
             call()
-        assert refusal.value.hint == "raise privacy.scale, or account the run by zCDP"
+        assert refusal.value.hint == "encode at a larger scale, or plan for a smaller epsilon"
     assert discrete.integer_sigma(1.0, math.sqrt(16**2 - 4) - 1e-9) == 16
 
 

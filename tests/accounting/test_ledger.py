@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hubbub.accounting import gaussian
 from hubbub.accounting.accounts import Accounts
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
-from hubbub.accounting.grants import composed, filter_grant, repeated, sandbox_grant, schedule_grant
+from hubbub.accounting.grants import composed, filter_grant, sandbox_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger, admit
 from hubbub.errors import BudgetError, InputError, VerificationError
 from hubbub.eventlog import EventLog
-from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, Evaluated, encode_event
+from hubbub.events import NOT_PRIVATE, BudgetReserved, BudgetSettled, Evaluated, encode_event, repeated
 
 DELTA = 1e-5
 
@@ -201,6 +201,13 @@ def test_a_run_without_noise_is_recorded_and_makes_the_lifetime_unbounded(ledger
     ledger.reserve(reservation("r2"), sandbox_delta=DELTA)
     (line,) = ledger.statements()
     assert (line.runs, line.runs_without_noise, line.epsilon_spent) == (2, 1, None)
+
+
+@pytest.mark.parametrize("epsilon", [1e-320, 1e-16, 1e-9])
+def test_a_budget_that_nothing_fits_into_is_a_budget(ledger, epsilon):
+    ledger.grant([filter_grant("heart", "example", epsilon, DELTA)])
+    with pytest.raises(BudgetError, match="left at delta 1e-05, this study needs"):
+        ledger.reserve(reservation(), sandbox_delta=DELTA)
 
 
 def test_a_run_without_noise_is_refused_where_an_owner_set_a_budget(ledger):

@@ -3,14 +3,15 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 from hubbub.cli import main
-from hubbub.engine.answering import answer, log_handlers
+from hubbub.engine.away import Deadlines
+from hubbub.engine.coordinate import Coordinating
 from hubbub.engine.direct import Credentials, DirectServer, Spool
-from hubbub.engine.enrol import identifier
-from hubbub.engine.home import open_log, open_log_key, server_credentials
+from hubbub.engine.home import server_credentials
 from hubbub.governance.enrolment import read_membership
 
 PEOPLE = {
@@ -104,18 +105,16 @@ def desk(tmp_path, capsys, monkeypatch, keyed):
 @pytest.fixture
 def hub(desk):
     """Start the coordinator's end of the wire, as far as people reach it; its port."""
-    logs = [open_log(desk.home) for _ in range(2)]
-    handlers = log_handlers(logs[0], open_log_key(desk.home), lambda: int(time.time()))
+    coordinating = Coordinating(desk.home, Deadlines())
     server = DirectServer(
         Credentials(*server_credentials(desk.home, [], now=int(time.time()))),
-        identifier(logs[1]),
+        coordinating.identify,
         spool=Spool(desk.folder),
-        command=lambda name, data: answer(data, name, handlers),
+        command=coordinating.command,
     )
     yield server.port
     server.close()
-    for log in logs:
-        log.close()
+    coordinating.close()
 
 
 @pytest.fixture
@@ -203,6 +202,17 @@ def test_a_request_is_written_for_the_operator_and_holds_no_secret(desk):
     path = desk.enrol("site-a")
     assert b"BEGIN CERTIFICATE REQUEST" in path.read_bytes()
     assert b"PRIVATE" not in path.read_bytes()
+
+
+def test_a_request_is_written_over_an_older_one_and_over_no_key(desk):
+    path = desk.enrol("site-a")
+    assert desk.enrol("site-a") == path
+    key, card = Path(desk.key("site-a")), Path(desk.key("auditor")).with_suffix(".card")
+    for out in (key, card):
+        before = out.read_bytes()
+        code, error = desk.refused("enrol", key, "--out", out)
+        words = f"{out}, must be a new file or an older request, found another file; nothing written"
+        assert (code, error, out.read_bytes()) == (2, words, before)
 
 
 def test_memberships_are_made_for_all_requests_or_for_none(desk):

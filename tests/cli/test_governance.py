@@ -276,6 +276,12 @@ def test_the_requesters_own_approval_is_refused(desk):
     code, error = desk.refused("approve", case, who="officer")
     assert code == 1
     assert "officer, never decides on an own proposal" in error
+    key = next(row["key"] for row in desk.rows("keys", "list") if row["name"] == "officer")
+    event = json.loads(desk.type("budget", "history", "--json"))[-1]
+    assert event["event"] == "refused"
+    assert event["asked"] == f"key {key}: approve {case[:12]}"
+    assert event["reason"].startswith("officer, never decides on an own proposal, found ")
+    assert f"key {key}: approve {case[:12]}: officer, never decides" in " ".join(desk.type("budget", "history").split())
     (before,) = desk.rows("budget", "show")
     desk.approve(case, "owner-a")
     assert desk.rows("dataset", "list")[0]["budget"] == "epsilon 13 at delta 1e-05 per example"
@@ -411,17 +417,26 @@ def test_a_folder_that_holds_no_finished_run_is_not_released(desk, study):
     assert "must be the directory of a finished run" in error
 
 
+@pytest.mark.parametrize("content", [b"", b"[" * 200_000, b'{"name": "\xff"}', bytes(range(256))])
+def test_a_file_that_is_no_card_is_one_error(desk, content):
+    (desk.folder / "x.card").write_bytes(content)
+    code, error = desk.refused("propose", "key", desk.folder / "x.card", who="operator")
+    assert (code, "x.card, must be a card" in error) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["incident", "open", "S1", "x" * 501], "open-incident, summary must be `str` of length <= 500"),
         (["propose", "review", "run-1", "0"], "pass-review, round_number must be `int` >= 1"),
         (["approve", "ffffffff"], "'ffffffff', must begin the id of a proposal, found none"),
-        (["incident", "close", "", "x"], "'', must begin the id of an incident, found none"),
+        (["incident", "close", "x", "x"], "'x', must begin the id of an incident, found none"),
+        (["approve", ""], "hubbub, must be given arguments that are text in UTF-8, found ''"),
+        (["incident", "open", "S1", "\udcff"], "hubbub, must be given arguments that are text in UTF-8, found"),
         (["propose", "stop", "x" * 101], "stop-run, run must be `str` of length <= 100"),
         (
             ["keys", "revoke", "short", "--reason", "left"],
-            "'short', must begin the id of a key, or name its holder, found none",
+            "'short', must begin the id of a key, or name its",
         ),
     ],
 )
@@ -432,10 +447,11 @@ def test_what_cannot_be_meant_is_one_error(desk, arguments, words):
 
 
 def test_a_beginning_that_fits_two_ids_is_refused(desk):
-    for text in ("one", "two"):
-        desk.type("incident", "open", "S3", text, who="owner-a")
-    code, error = desk.refused("incident", "acknowledge", "", who="operator")
-    assert (code, error) == (2, "'', must begin the id of an incident, found 2 of them")
+    digits: list[str] = []
+    while len(set(digits)) == len(digits):
+        digits.append(desk.ask("incident", "open", "S3", str(len(digits)), who="owner-a")[0])
+    code, error = desk.refused("incident", "acknowledge", digits[-1], who="operator")
+    assert (code, error) == (2, f"'{digits[-1]}', must begin the id of an incident, found 2 of them")
 
 
 def test_the_history_tells_of_proposals_and_decisions(desk):

@@ -212,6 +212,38 @@ def test_a_witness_that_lost_its_memory_is_retired(home, tmp_path, capsys):
     assert "must hold what the witness has signed, found its key only; nothing signed" in error
 
 
+def test_a_holders_key_that_has_signed_is_not_begun_anew_in_another_folder(home, tmp_path, capsys):
+    done(capsys, "keys", "new", "site-a", "--organisation", "a", "--role", "node", "--out", tmp_path)
+    key = ("--key", tmp_path / "site-a.key")
+    done(capsys, "log", "witness", tmp_path / "w0", *key)
+    append(home, 1)
+    code, error = refused(capsys, "log", "witness", tmp_path / "w1", *key)
+    assert (code, "must hold what the witness has signed, found its key only; nothing signed" in error) == (2, True)
+    assert "cosigned size 6" in done(capsys, "log", "witness", tmp_path / "w0", *key)
+
+
+@pytest.mark.parametrize("hours", ["nan", "inf", "x"])
+def test_an_age_that_is_none_is_refused(home, tmp_path, capsys, hours):
+    done(capsys, "log", "prove", "0", "--out", tmp_path)
+    words = ("log", "verify", tmp_path / "0.tlog-proof", "--policy", write_policy(capsys, tmp_path))
+    code, error = refused(capsys, *words, "--entry", tmp_path / "0.json", f"--fresh={hours}")
+    assert (code, "argument --fresh: " in error) == (2, True)
+
+
+def test_a_time_that_is_in_no_calendar_is_told_in_seconds(home, tmp_path, capsys):
+    from hubbub.tlog import Note, Signer, sign_checkpoint
+    from hubbub.tlog.keys import COSIGNATURE, open_key
+
+    store, witness = Store(home / "log.db"), Signer("w", COSIGNATURE, bytes(32))
+    head = sign_checkpoint(store, open_key(home / "log.key", "hubbub.local/"))
+    store.close()
+    late = Note(head.text, (*head.signatures, witness.sign(head.text, 2**62)))
+    (tmp_path / "head").write_bytes(bytes(late))
+    policy = write_policy(capsys, tmp_path, str(witness.verifier))
+    out = done(capsys, "log", "verify", tmp_path / "head", "--policy", policy)
+    assert f"cosigned by W0 at {2**62} s after 1970 UTC" in out
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
     code, error = refused(capsys, "log", "verify", tmp_path / "none", "--policy", tmp_path / "none")
     assert (code, error) == (2, f"{tmp_path}/none, must be a file that can be read, No such file or directory")

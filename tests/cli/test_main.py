@@ -221,7 +221,7 @@ def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
         ),
         (
             ["keys", "new", "x" * 64, "--organisation", "clinic", "--role", "node"],
-            "name must be 1 to 63 ASCII letters, digits, '.', '_' and '-', the first a letter or a digit; no key made",
+            "'.', '_' and '-', the first a letter or a digit, and not 'none'; no key made",
             "hubbub keys new ana",
         ),
         (

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log, open_log_key, salts
 from hubbub.engine.prepare import prepare
 from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingError
-from hubbub.events import BudgetGranted, RoundClosed, encode_event
+from hubbub.events import BudgetGranted, Refused, RoundClosed, encode_event
 from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of, witness_policy
 from hubbub.governance.acts import (
     EnrolKey,
@@ -127,6 +128,13 @@ class World:
             witness.close()
         log.close()
 
+    def refusals(self):
+        log = open_log(self.home)
+        try:
+            return [(event.asked, event.reason) for event in log.events() if isinstance(event, Refused)]
+        finally:
+            log.close()
+
 
 @pytest.fixture
 def world(tmp_path, make_study, settings):
@@ -153,6 +161,10 @@ def test_nobody_may_be_missing(world, run, tmp_path, missing):
     with pytest.raises(RefusedError, match=r"must be approved, found it pending without 1 .*; nothing trained"):
         run(study)
     assert not list(tmp_path.glob("run-*"))
+    ((asked, reason),) = world.refusals()
+    plan = make_plan(prepare(study).study)
+    assert re.fullmatch(rf"run {plan.study}-\w{{8}} of plan {plan.hash}", asked)
+    assert re.fullmatch(rf"plan {plan.hash[:16]}, must be approved, found it pending without 1 [^;]*", reason)
     world.approve(case, missing)
     assert run(study).rounds == 4
 
@@ -206,6 +218,8 @@ def test_what_owners_registered_is_the_budget_and_no_other_grant_counts(world, r
     with pytest.raises(BudgetError, match="gets its budget by a proposal in this federation, found a grant by hand"):
         Ledger(log).grant([filter_grant(f"{0:032x}", "example", 99.0, 1e-5)])
     log.close()
+    ((asked, reason),) = world.refusals()
+    assert (asked, reason[:32]) == (f"a filter of epsilon 99 for {0:032x}", f"{0:032x}")
 
 
 def test_a_raised_budget_admits_what_did_not_fit(tmp_path, make_study, settings, run):
@@ -215,6 +229,8 @@ def test_a_raised_budget_admits_what_did_not_fit(tmp_path, make_study, settings,
     study = world.approved()
     with pytest.raises(BudgetError, match=r"has epsilon 4.50 of 4.50 left at delta 1e-05, this study needs"):
         run(study)
+    (refused,) = world.refusals()
+    assert re.search(r"has epsilon 4.50 of 4.50 left at delta 1e-05, this study needs [\d.]+$", refused[1])
     for number, site in enumerate(SITES):
         world.approve(world.act("officer", RaiseBudget(dataset=f"{number:032x}", epsilon=20.0)), f"owner-{site}")
     assert run(study).rounds == 4
@@ -328,6 +344,13 @@ def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, ma
         run(make_study(tables))
 
 
+def test_a_site_that_asks_for_attestation_takes_part_in_no_run_in_one_process(world, run):
+    limits = f'measurements = ["{"0" * 96}"]\nminimum_tcb = {{ Milan = {{ snp = 1 }} }}'
+    write_policy(world, "b", f"[attestation]\nrequired = true\n{limits}")
+    with pytest.raises(RefusedError, match=r"sites/b.toml: this site's policy: attestation, must be shown, found one"):
+        run(world.approved())
+
+
 def test_a_link_to_a_policy_that_is_gone_is_no_permission(tmp_path, make_study, run):
     (tmp_path / "home" / "sites").mkdir(parents=True)
     (tmp_path / "home" / "sites" / "a.toml").symlink_to(tmp_path / "gone.toml")
@@ -364,6 +387,8 @@ def test_a_release_needs_its_own_approvals_and_a_quorum_of_witnesses(world, fini
     approved = found["acts"].removeprefix("federation heart: study and release approved, the release by ")
     assert approved == "officer of board, owner-a of clinic-a, owner-b of clinic-b, owner-c of clinic-c"
     assert "cosigned by" in found["log"]
+    refused = [reason.partition("found")[2] for asked, reason in world.refusals() if asked.startswith("release of ")]
+    assert [words.split()[:2] for words in refused] == [["no", "proposal"], ["it", "pending"]]
 
 
 @pytest.mark.parametrize("name", ["claim.json", "model.safetensors"])
@@ -414,4 +439,6 @@ def test_a_grant_that_was_put_before_the_founding_pays_for_no_release(world, fin
     (bundle / "bundle.sig").unlink()
     sign_folder(bundle, key, bundle / "bundle.sig")
     with pytest.raises(VerificationError, match="bundle: budget, must be what its owner registered, found otherwise"):
+        hubbub.verify_bundle(bundle, policy=Policy((Party(signer.verifier),)), recompute=False)
+    with pytest.raises(VerificationError, match=r"bundle: acts, .* must be cosigned by .*, found none, where 3 of"):
         hubbub.verify_bundle(bundle, recompute=False)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hubbub.engine.enrol import identifier
 from hubbub.engine.home import open_authority, open_coordinator_key, open_log, server_credentials
 from hubbub.errors import InputError
+from hubbub.governance import Federation
 from hubbub.governance.certificates import read_certificate
 
 NOW = 1_790_000_000
@@ -66,5 +66,5 @@ def test_a_home_that_cannot_be_written_is_refused(tmp_path):
 
 def test_nobody_is_at_the_end_of_any_connection_before_a_founding_is_asked_for(tmp_path):
     log = open_log(tmp_path)
-    assert identifier(log)("00" * 32) is None
+    assert log.fold(Federation).holder_of_transport("00" * 32) is None
     log.close()

@@ -61,7 +61,7 @@ def test_another_keys_signature_is_refused():
     with pytest.raises(RefusedError) as caught:
         check_signature(unseal(seal(BODY, KEY)), other, "ana")
     assert caught.value.message == (
-        "ana, must have signed exactly these bytes, found a signature that does not fit; nothing recorded"
+        "ana, must have signed exactly these bytes, found a signature that does not fit; nothing done"
     )
     assert caught.value.hint == "ask ana to sign again"
 

@@ -22,6 +22,7 @@ from hubbub.governance.acts import (
     StopRun,
 )
 from hubbub.governance.roles import Tightening
+from hubbub.governance.state import Budget
 
 DAY = 86_400
 
@@ -87,7 +88,7 @@ def test_one_founder_who_denies_ends_the_founding(world):
     world.decide("owner-1", case, "deny")
     assert world.standing(case) == "denied"
     words = refused(world.decide, "owner-2", case)
-    assert words == f"proposal {case[:16]}, is decided while it is pending, found it denied; nothing recorded"
+    assert words == f"proposal {case[:16]}, is decided while it is pending, found it denied; nothing done"
 
 
 def test_a_federation_is_founded_once(world):
@@ -148,7 +149,7 @@ def test_a_signature_by_another_key_under_a_known_key_id_is_refused(founded):
 def test_an_unknown_key_is_refused(founded, made_keys):
     founded.keys["eve"] = made_keys("eve", "evil", "data-scientist")
     words = refused(founded.propose, "eve", OpenIncident(severity="S1", summary=""))
-    assert words == f"key {founded.keys['eve'].card.key_id}, must be in force, found an unknown one; nothing recorded"
+    assert words == f"key {founded.keys['eve'].card.key_id}, must be in force, found an unknown one; nothing done"
 
 
 def test_one_proposal_is_recorded_once(founded):
@@ -159,7 +160,7 @@ def test_one_proposal_is_recorded_once(founded):
 
 def test_a_decision_on_nothing_is_refused(founded):
     words = refused(founded.decide, "officer", "0" * 64)
-    assert words == "decision, must be on a proposal of this log, found 0000000000000000; nothing recorded"
+    assert words == "decision, must be on a proposal of this log, found 0000000000000000; nothing done"
 
 
 def test_nobody_decides_on_an_own_proposal(founded):
@@ -450,6 +451,15 @@ def test_a_change_that_needs_full_approval_cannot_claim_another_class(approved, 
     assert f"study {'other' if change == 'name' else 'heart'}, is no change of class {kind}" in words
 
 
+def test_without_noise_fewer_datasets_are_no_change_since_the_difference_of_two_sums_is_one_contribution(approved):
+    terms = msgspec.structs.replace(approved.state.cases[approved.study_case].act.terms, epsilon=None, noise="none")
+    approved.study_case = approved.approve_study(*approved.datasets, terms=terms)
+    data = approved.state.cases[approved.study_case].act.data
+    fewer = change_of(approved, "B", data=dict([*data.items()][:1]))
+    assert "study heart, is no change of class B" in refused(approved.propose, "scientist", fewer)
+    approved.propose("scientist", change_of(approved, "B"))
+
+
 def test_a_change_must_change_a_fully_approved_study_in_force(approved):
     inside = approved.propose("scientist", change_of(approved, "B"))
     for changes in ("0" * 64, inside, approved.state.id):
@@ -501,6 +511,9 @@ def test_names_and_keys_are_used_once(founded, made_keys):
     assert "must have a name of its own" in refused(founded.propose, "operator", EnrolKey(card=twin))
     same = founded.keys["node-1"].card
     assert "must show keys never seen before" in refused(founded.propose, "operator", EnrolKey(card=same))
+    alike = made_keys("eve", "clinic-9", "node").card  # 64 bits of two keys may be made alike in 2^32 steps
+    founded.state.holders[alike.key_id] = founded.state.holders.pop(same.key_id)
+    assert "must show keys never seen before" in refused(founded.propose, "operator", EnrolKey(card=alike))
     forged = msgspec.structs.replace(made_keys("eve", "lab", "node").card, role="operator")
     assert "must be signed by its identity key" in refused(founded.propose, "operator", EnrolKey(card=forged))
 
@@ -616,6 +629,8 @@ def test_a_registered_dataset_has_a_budget(founded):
     dataset = founded.state.datasets[data]
     assert dataset.account == data
     assert str(founded.state.budgets[data]) == "budget of epsilon 8 at delta 1e-05 per example"
+    assert str(Budget("client", 8.0, 1e-5, "gaussian")).endswith(" per client, for Gaussian noise without sampling")
+    assert str(Budget("client", 8.0, 1e-5, "unbounded")).endswith(" per client, which bounds nothing")
     founded.now += 1
     assert "is registered once" in refused(founded.propose, "owner-1", founded.dataset(1))
 
@@ -633,6 +648,11 @@ def test_a_registered_dataset_has_a_budget(founded):
 )
 def test_a_dataset_that_cannot_be_meant_is_refused(founded, changes, words):
     assert words in refused(founded.propose, "owner-1", founded.dataset(1, **changes))
+
+
+def test_a_dataset_at_a_delta_that_no_grant_may_have_is_no_act(founded):
+    with pytest.raises(InputError, match=r"must be a proposal or a decision, Expected `float` <= 1e-05"):
+        founded.propose("owner-1", founded.dataset(1, delta=1e-4))
 
 
 def test_a_new_version_shares_the_budget_of_the_old_one(founded):

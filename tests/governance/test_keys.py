@@ -71,7 +71,8 @@ def test_two_calls_make_eight_different_keys(keys):
 
 
 @pytest.mark.parametrize(
-    "fields", [("ana maria", "clinic-1", "data-owner"), ("ana", "", "data-owner"), ("a\n", "b", "node")]
+    "fields",
+    [("ana maria", "clinic-1", "data-owner"), ("ana", "", "data-owner"), ("a\n", "b", "node"), ("none", "b", "node")],
 )
 def test_a_holder_without_a_proper_name_gets_no_keys(fields):
     name, organisation, role = fields

@@ -4,6 +4,7 @@ import datetime as dt
 
 import pytest
 
+from hubbub.errors import RefusedError
 from hubbub.events import Proposed
 from hubbub.governance import sweep
 from hubbub.governance.acts import OpenIncident
@@ -56,6 +57,16 @@ def test_what_is_past_its_day_is_deleted_and_logged_once_by_its_owner(ageing, wh
     assert len(swept(ageing, who, store)) == 1
     assert store == {ageing.foreign}
     assert ageing.replayed() == ageing.state
+
+
+def test_whoever_may_not_record_it_deletes_nothing(ageing, made_keys):
+    store = {ageing.short}
+    ageing.now += DAY
+    for keys in (made_keys("lab-1", "clinic-1", "data-scientist"), ageing.keys["officer-1"]):
+        ageing.keys["x-1"] = keys
+        with pytest.raises(RefusedError, match=r"must be in force, found an unknown one|may not ask for erase-dataset"):
+            swept(ageing, "x-1", store)
+    assert store == {ageing.short}
 
 
 def test_a_crash_between_deleting_and_logging_leaves_it_due(ageing):

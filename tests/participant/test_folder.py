@@ -1,5 +1,8 @@
 """What a participant's own directory must hold before its process starts."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hubbub.errors import InputError
@@ -21,6 +24,20 @@ def test_a_complete_folder_is_let_through_and_its_salt_made_once(site):
     salt = (site / "salt").read_bytes()
     SiteFolder(site).check()
     assert (site / "salt").read_bytes() == salt
+
+
+def test_a_salt_that_no_disk_took_is_made_at_the_next_start(site):
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from hubbub.participant.folder import SiteFolder\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "SiteFolder(Path(sys.argv[1])).salt()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(site)], capture_output=True, check=False)
+    assert b"File too large" in done.stderr
+    assert len(SiteFolder(site).salt()) == 32
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ def believe_entries(_guard, opening, _head, size):
 
 
 def believe_reservation(guard, session, _planned):
-    return guard._view.reservations[session.run]
+    return guard.view.reservations[session.run]
 
 
 def believe_roster(guard, _session):
-    return guard._view.federation.roster()
+    return guard.view.federation.roster()
 
 
 BITES = {

@@ -39,11 +39,11 @@ def told(make_study, settings, tmp_path):
 
 
 @pytest.fixture
-def schema(outside_vectors):
+def schema(vectors):
     """Give a function that says what the registry's own check would say."""
     yaml = pytest.importorskip("yaml", reason="pyyaml is not installed; it is part of the dev extra")
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed; it is part of the dev extra")
-    rules = yaml.safe_load(outside_vectors("registry/deployments-schema.yaml").read_text(encoding="utf-8"))
+    rules = yaml.safe_load((vectors / "registry" / "deployments-schema.yaml").read_text(encoding="utf-8"))
     validator = jsonschema.Draft7Validator(rules, format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER)
     return lambda document: [error.message for error in validator.iter_errors(document)]
 
@@ -83,9 +83,9 @@ def test_entries_of_client_level_studies_are_valid(schema, make_study, client_se
     assert entry["deployment"]["privacy_loss"]["privacy_unit"] == "Participant-level"
 
 
-def test_the_schema_accepts_the_registrys_own_example_and_refuses_less(schema, outside_vectors, told):
+def test_the_schema_accepts_the_registrys_own_example_and_refuses_less(schema, vectors, told):
     yaml = pytest.importorskip("yaml", reason="pyyaml is not installed; it is part of the dev extra")
-    example = yaml.safe_load(outside_vectors("registry/example-google_mobility.yaml").read_text(encoding="utf-8"))
+    example = yaml.safe_load((vectors / "registry" / "example-google_mobility.yaml").read_text(encoding="utf-8"))
     assert schema(example) == []
     entry = registry_entry(*told, PUBLICATION)
     for name in list(entry["deployment"]["basic"]):

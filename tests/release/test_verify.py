@@ -28,8 +28,9 @@ from hubbub.events import (
     encode_event,
 )
 from hubbub.randomness import SeededRandomness
-from hubbub.release.bundle import as_json
-from hubbub.tlog import Store, sign_checkpoint, tiles
+from hubbub.release.bundle import MODEL, as_json, write_bundle
+from hubbub.tlog import Policy, Store, sign_checkpoint, tiles
+from hubbub.tlog.policy import Party
 
 replace = msgspec.structs.replace
 
@@ -148,10 +149,24 @@ def test_the_command_line_says_so_by_its_exit_code(released, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["verified"], told["recomputed"]) == (True, True)
     assert main(["verify", str(released), "--no-recompute"]) == 0
-    assert "verified, but for the numbers, which were not computed again: Against" in capsys.readouterr().out
+    assert "verified, but for plan and claim, which were not computed again: Against" in capsys.readouterr().out
     (released / "plan.json").write_bytes(b"{}")
     assert main(["verify", str(released)]) == 3
     assert main(["verify", str(released), "--policy", "nowhere"]) == 2
+
+
+def test_a_bundle_is_there_whole_or_not_at_all(released, tmp_path):
+    """Else a release that was interrupted would never be made: a coordinator takes a bundle that is there for done."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    home, bundle = released.parents[1] / "home", tmp_path / "new" / "bundle"
+    store, signer = Store(home / "log.db"), open_log_key(home)
+    head, policy = sign_checkpoint(store, signer), Policy((Party(signer.verifier),))
+    key = ec.generate_private_key(ec.SECP384R1())
+    with pytest.raises(InputError, match="must be of curve secp256r1"):
+        write_bundle(bundle, {MODEL: b""}, store=store, checkpoint=head, policy=policy, key=key)
+    store.close()
+    assert not list(bundle.parent.iterdir())
 
 
 # --- a releaser who lies signs with the right keys: the log tells
@@ -189,6 +204,10 @@ LIES = {
     "other settings": (
         rewrite("study.json", lambda study: study["settings"]["privacy"].update(epsilon=1.0)),
         "plan: study_hash, must follow from the approved settings",
+    ),
+    "a file that nothing checks": (
+        lambda bundle: (bundle / "model/pytorch_model.bin").write_bytes(b"other"),
+        r"'model/pytorch_model\.bin', must be a file that every release has",
     ),
     "another plan": (
         rewrite("plan.json", lambda plan: plan.update(retries=9)),

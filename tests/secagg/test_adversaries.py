@@ -320,14 +320,6 @@ def one_organisation():
     return withhold(World(9, n_min=3, org_min=2), ["site-00", "site-03", "site-06"])
 
 
-def without_the_pinned():
-    """The participant that the victim's site knows to be real is kept out."""
-    world = World(5)
-    world.restart(VICTIM, pinned=["site-01"], pinned_min=1)
-    withhold(world, ["site-00", "site-02", "site-03", "site-04"])
-    return world, ("share", VICTIM) in world.spy.sent
-
-
 def frame_dealer():
     """A share altered on its way, so that its holder reports its dealer."""
     world = World(5)
@@ -459,7 +451,7 @@ ATTACKS = {
         isolate_by_dropouts, sum_of_few, differences, two_survivor_sets, pool_stuffing, forged_consents,
         second_u_same_session,
         two_advert_lists, hidden_sharers, impersonation, other_model, crafted_model, key_copy, shrink_cohort,
-        one_organisation, without_the_pinned, frame_dealer, small_threshold, forged_open, retry_then_differ,
+        one_organisation, frame_dealer, small_threshold, forged_open, retry_then_differ,
         misrouted, resend_lost_reply, crash_after_masked, direction_reuse, both_shares, bad_dealer_bad_holder,
         grind_cohort,
     )
@@ -641,12 +633,6 @@ def test_one_organisation():
     world, succeeded = one_organisation()
     assert not succeeded
     assert refused(world, "must be with 2 organisations, found 1", "site-00", "site-03", "site-06")
-
-
-def test_without_the_pinned():
-    world, succeeded = without_the_pinned()
-    assert not succeeded
-    assert refused(world, "must be with 1 participants that its site pinned, found 0", VICTIM)
 
 
 def test_frame_dealer():

@@ -61,7 +61,6 @@ BITES = {
     (Checks, "_check_exchange_keys", passes): {"key_copy"},
     (Checks, "_check_session_size", passes): {"shrink_cohort"},
     (Checks, "_check_organisations", passes): {"one_organisation"},
-    (Checks, "_check_pinned", passes): {"without_the_pinned"},
     (Checks, "_check_dealt_adverts", passes): {"two_advert_lists"},
     (Checks, "_check_path", passes): {"frame_dealer"},
     (Checks, "_check_survivors_number", passes): {"sum_of_few"},

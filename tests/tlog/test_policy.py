@@ -92,6 +92,13 @@ def test_without_witnesses_nobody_need_cosign():
     assert parse_policy(b"quorum none\n") == Policy()
 
 
+def test_a_witness_that_is_called_none_has_not_cosigned_before_it_has(key):
+    witnesses = {"none": key("w1", COSIGNATURE).verifier, "a": key("w2", COSIGNATURE).verifier}
+    policy = majority_policy(key().verifier, witnesses, 0)
+    assert not policy.is_quorum(["a"])
+    assert policy.is_quorum(["a", "none"])
+
+
 def test_a_single_witness_may_be_the_quorum():
     policy = parse_policy(f"witness X1 {W1}\nquorum X1\n".encode())
     assert (policy.is_quorum(["X1"]), policy.is_quorum([])) == (True, False)

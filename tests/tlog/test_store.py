@@ -10,7 +10,6 @@ import pytest
 from hubbub.errors import BudgetError, InputError, RefusedError, VerificationError
 from hubbub.tlog import Store, merkle, sign_checkpoint
 from hubbub.tlog.checkpoint import parse_checkpoint
-from hubbub.tlog.group import GroupedAppends
 from hubbub.tlog.store import MOST_ENTRY_BYTES
 
 
@@ -343,54 +342,3 @@ def test_a_kill_in_the_middle_of_appends_loses_nothing_that_was_promised(start, 
 @pytest.mark.slow
 def test_two_hundred_kills_lose_nothing_that_was_promised(start, tmp_path):
     check_after_kills(start, tmp_path / "log.db", 200)
-
-
-def test_waiting_threads_share_commits_and_each_gets_its_own_index(store):
-    log, indexes = store(), {}
-    group = GroupedAppends(log)
-
-    def work(name):
-        for number in range(20):
-            entry = b'"%d %d"' % (name, number)
-            indexes[entry] = group.append(entry)
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {index: entry for entry, index in indexes.items()} == dict(enumerate(log.entries()))
-    log.check()
-
-
-def test_a_bad_entry_is_refused_alone(store):
-    log = store()
-    group = GroupedAppends(log)
-    with pytest.raises(InputError, match="must be JSON"):
-        group.append(b"{")
-    assert group.append(b"{}") == 0
-
-
-def test_all_who_waited_for_a_write_that_failed_are_told(store):
-    log = store()
-    group, errors = GroupedAppends(log), []
-    group._turn.acquire()
-
-    def work():
-        try:
-            group.append(b"{}")
-        except InputError as error:
-            errors.append(error.message)
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    while len(group._waiting) < 3:
-        time.sleep(0.001)
-    log._database.run("DROP TABLE node")
-    group._turn.release()
-    for thread in threads:
-        thread.join()
-    assert len(errors) == 3
-    assert all("no such table: node" in error for error in errors)
-    assert log.size == 0

@@ -91,21 +91,16 @@ def inflation(dimension: int, releases: int, *, shares: Sequence[int] = ()) -> f
     if any(share < MIN_SHARE for share in shares):
         raise InputError(
             f"noise share, sigma must be at least {MIN_SHARE}, found {min(shares)!r}",
-            hint="raise privacy.scale, or account the run by zCDP",
+            hint="encode at a larger scale, or plan for a smaller epsilon",
         )
     return _up(dimension * releases * (log_ratio_bound() + share_bound(shares)))
-
-
-def inflate(epsilon: float, delta: float, inflation: float) -> tuple[float, float]:
-    """Carry (epsilon, delta) of the Gaussian schedule over to the integers: (epsilon + 2H, e^H delta)."""
-    return epsilon + 2 * inflation, min(1.0, delta * math.exp(inflation))
 
 
 def _check_sigma(sigma: int) -> int:
     if sigma < MIN_SIGMA:
         raise InputError(
             f"integer noise, sigma must be at least {MIN_SIGMA}, found {sigma!r}",
-            hint="raise privacy.scale, or account the run by zCDP",
+            hint="encode at a larger scale, or plan for a smaller epsilon",
         )
     return sigma
 
@@ -117,14 +112,13 @@ def _positive(value: float, where: str) -> Fraction:
 
 
 @lru_cache(maxsize=64)
-def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHING, *, shares: int = 1) -> float:
-    """Return z_eff = sqrt(shares sigma^2 - r^2) / sensitivity with six decimals, rounded down.
+def effective_noise_multiplier(sigma: int, sensitivity: float, *, shares: int = 1) -> float:
+    """Return z_eff = sqrt(shares sigma^2 - r^2) / sensitivity with six decimals, rounded down; r is `SMOOTHING`.
 
     Args:
         sigma: Parameter of each discrete Gaussian, an integer.
         sensitivity: L2 sensitivity of the *integer* query.
         shares: How many such Gaussians, drawn independently, the noise holds at least.
-        r: Width of the rounding in the proof.
 
     Guarantees:
         The float that is returned, taken exactly, is at most z_eff.
@@ -132,14 +126,14 @@ def effective_noise_multiplier(sigma: int, sensitivity: float, r: int = SMOOTHIN
     Raises:
         InputError: Sigma below `MIN_SIGMA`.
     """
-    square = Fraction(shares * _check_sigma(sigma) ** 2 - r**2) / _positive(sensitivity, "sensitivity") ** 2
+    square = Fraction(shares * _check_sigma(sigma) ** 2 - SMOOTHING**2) / _positive(sensitivity, "sensitivity") ** 2
     steps = math.isqrt(math.floor(square * _DECIMALS**2))
     below = math.nextafter(steps / _DECIMALS, 0)  # where floats are further apart than the decimals
     candidates = ((steps + 1) / _DECIMALS, steps / _DECIMALS, below)
     return next(z for z in candidates if Fraction(z) ** 2 <= square)
 
 
-def integer_sigma(noise_multiplier: float, sensitivity: float, r: int = SMOOTHING) -> int:
+def integer_sigma(noise_multiplier: float, sensitivity: float) -> int:
     """Return the smallest integer sigma with ``sqrt(sigma^2 - r^2) / sensitivity >= noise_multiplier``.
 
     Guarantees:
@@ -150,4 +144,4 @@ def integer_sigma(noise_multiplier: float, sensitivity: float, r: int = SMOOTHIN
         InputError: That sigma is below `MIN_SIGMA`: the scale of the integers is too coarse.
     """
     factor = _positive(noise_multiplier, "noise multiplier") * _positive(sensitivity, "sensitivity")
-    return _check_sigma(math.isqrt(math.ceil(factor**2 + r**2) - 1) + 1)
+    return _check_sigma(math.isqrt(math.ceil(factor**2 + SMOOTHING**2) - 1) + 1)

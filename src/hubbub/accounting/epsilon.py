@@ -27,6 +27,7 @@ import msgspec
 
 from hubbub.accounting import codec, gaussian
 from hubbub.errors import InputError
+from hubbub.events import repeated
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -158,28 +159,10 @@ def _terms(events: Iterable[Event]) -> Terms:
     )
 
 
-def _compose_renyi(events: Iterable[Any], delta: float, orders: Sequence[float], relation: str) -> tuple[float, float]:
-    import dp_accounting
-    from dp_accounting import rdp
-
-    neighbouring = dp_accounting.NeighboringRelation[relation]
-    accountant = rdp.RdpAccountant(orders=list(orders), neighboring_relation=neighbouring)
-    with _quiet():
-        try:
-            for event in events:
-                accountant.compose(event)
-        except dp_accounting.UnsupportedEventError as error:
-            hint = "account it under null-replacement"
-            raise InputError("events, must have a theorem under replace-one, found another", hint=hint) from error
-        except ArithmeticError:  # noise so small that its square is 0
-            return math.inf, float(orders[0])
-        epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
-    return float(epsilon), float(order)
-
-
 def _renyi(terms: Terms, delta: float, orders: Sequence[float]) -> tuple[float, float]:
     """Compose at each order; the divergence of a sampled Gaussian is raised by more than its roundoff."""
     import dp_accounting as dp
+    from dp_accounting import rdp
 
     margin = 4e-15 * sum(count for _, _, count in terms.sampled)
     events: list[Any] = [dp.ZCDpEvent(rho=terms.rho, xi=terms.xi + margin)]
@@ -188,7 +171,12 @@ def _renyi(terms: Terms, delta: float, orders: Sequence[float]) -> tuple[float, 
     for q, z, count in terms.sampled:
         release = dp.PoissonSampledDpEvent(sampling_probability=q, event=dp.GaussianDpEvent(noise_multiplier=z))
         events.append(dp.SelfComposedDpEvent(event=release, count=count))
-    return _compose_renyi(events, delta, orders, "REPLACE_SPECIAL")
+    accountant = rdp.RdpAccountant(list(orders), neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+    with _quiet():
+        for event in events:
+            accountant.compose(event)
+        epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
+    return float(epsilon), float(order)
 
 
 @lru_cache(maxsize=16)
@@ -293,8 +281,7 @@ def gdp_epsilon(events: Sequence[Event], delta: float) -> float:
 def epsilon_schedule(event: Event, counts: Sequence[int], delta: float, *, interval: float = CONFIRM) -> list[float]:
     """Return epsilon after each of these counts of one event; the loss of one event is built once."""
     document = codec.check(event) if isinstance(event, Mapping) else codec.encode(event)
-    repeated = [{"@": "SelfComposedDpEvent", "count": count, "event": document} for count in counts]
-    return [epsilon([events], delta, interval=interval).epsilon for events in repeated]
+    return [epsilon([repeated(document, count)], delta, interval=interval).epsilon for count in counts]
 
 
 def epsilon_after_each(
@@ -325,9 +312,7 @@ def epsilon_after_each(
     return [value for before, after, value in steps for _ in range(after - before)]
 
 
-def rdp_epsilon(
-    events: Sequence[Event], delta: float, order: float | None = None, *, replace_one: bool = False
-) -> tuple[float, float]:
+def rdp_epsilon(events: Sequence[Event], delta: float, order: float | None = None) -> tuple[float, float]:
     """Return epsilon by Renyi accounting at one order, or at the best of `ORDERS`, and that order.
 
     At a fixed order this is what a filter may add up over runs that were chosen one after the other.
@@ -336,17 +321,11 @@ def rdp_epsilon(
         events: Events or their documents.
         delta: Above 0, below 1.
         order: Renyi order, above 1.
-        replace_one: Account a replaced record instead of a nulled one. A noise multiplier then means
-            sigma over the replace-one sensitivity, and sampling without replacement amplifies.
 
     Raises:
-        InputError: An event has no theorem under replace-one, or a value is out of range.
+        InputError: A value is out of range.
     """
     _check_delta(delta)
     if order is not None and not order > 1:
         raise InputError(f"Renyi order, must be above 1, found {order!r}", hint="use an order such as 8")
-    orders = ORDERS if order is None else (order,)
-    if not replace_one:
-        return _renyi(_terms(events), delta, orders)
-    decoded = [codec.decode(event) if isinstance(event, Mapping) else event for event in events]
-    return _compose_renyi(decoded, delta, orders, "REPLACE_ONE")
+    return _renyi(_terms(events), delta, ORDERS if order is None else (order,))

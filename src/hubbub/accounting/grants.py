@@ -19,9 +19,9 @@ import msgspec
 
 from hubbub.accounting.epsilon import ORDERS, SEARCH, epsilon, gdp_epsilon, rdp_epsilon
 from hubbub.errors import InputError
-from hubbub.events import BudgetGranted, BudgetReserved, EventDocument
+from hubbub.events import NOT_PRIVATE, BudgetGranted, BudgetReserved, EventDocument, repeated
+from hubbub.study.rules import LARGEST_DELTA
 
-LARGEST_DELTA = 1e-5
 SMALLEST_ORDER = 2
 """Of a filter: below it the Renyi divergence of sampled noise is a series that often does not converge."""
 
@@ -58,14 +58,9 @@ def planned(grant: BudgetGranted, uses: Sequence[Use]) -> float:
     return epsilon(events, grant.delta * math.exp(-h), interval=SEARCH).epsilon + 2 * h if events else 0.0
 
 
-def repeated(dp_event: EventDocument, count: int) -> EventDocument:
-    """`count` times the same event."""
-    return {"@": "SelfComposedDpEvent", "count": count, "event": dp_event}
-
-
 def is_private(reserved: BudgetReserved) -> bool:
     """Whether a reservation is for noised releases (a study with noise = "none" is not)."""
-    return reserved.dp_event["@"] != "NonPrivateDpEvent"
+    return reserved.dp_event["@"] != NOT_PRIVATE["@"]
 
 
 def filter_grant(
@@ -76,7 +71,7 @@ def filter_grant(
     *,
     order: float | None = None,
     kind: Literal["filter", "gaussian", "unbounded"] = "filter",
-    granted_by: str = "owner",
+    granted_by: Literal["sandbox", "owner"] = "owner",
 ) -> BudgetGranted:
     """Allow runs chosen one after another, up to (epsilon, delta).
 
@@ -108,7 +103,8 @@ def filter_grant(
         order = 0.0
     if order is None:
         log = -math.log(delta)
-        best = 1 + math.sqrt(log) / (math.sqrt(log + epsilon) - math.sqrt(log))
+        best = 1 + math.sqrt(log) * (math.sqrt(log + epsilon) + math.sqrt(log)) / epsilon
+        best = min(best, ORDERS[-1])  # of a tiny epsilon it is infinite
         usable = [candidate for candidate in ORDERS if candidate >= SMALLEST_ORDER]
         order = float(min(usable, key=lambda candidate: abs(candidate - best)))
     return BudgetGranted(
@@ -119,7 +115,7 @@ def filter_grant(
         delta=delta,
         order=order,
         plan_hashes=(),
-        granted_by=granted_by,  # pyright: ignore[reportArgumentType]
+        granted_by=granted_by,
     )
 
 

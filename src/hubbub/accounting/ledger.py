@@ -85,7 +85,8 @@ class Ledger:
                 )
             return [_checked(self.accounts(), grant) for grant in grants]
 
-        self.log.append(decide)
+        asked = f"a {grants[0].kind} of epsilon {grants[0].epsilon:g} for {_typed([one.dataset for one in grants])}"
+        self.log.append(decide, asked=asked)
 
     def forecast(self, reserved: BudgetReserved, most: int = 100) -> list[Forecast]:
         """How often a plan still fits on each of its datasets, if all of each run is charged; nothing is reserved.
@@ -133,7 +134,7 @@ class Ledger:
             admit(after, reserved, home=str(self.log.path.parent))
             return [*new, reserved]
 
-        return self.log.append(decide)
+        return self.log.append(decide, asked=f"run {reserved.run} of plan {reserved.plan_hash}")
 
     def charge(self, run: str, round_number: int, attempt: int) -> None:
         """Charge one attempt, durably. Who is charged for an attempt may answer it, once: a second charge is refused.

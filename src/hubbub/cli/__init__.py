@@ -3,10 +3,10 @@
 Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed.
 
     arguments.py   every command, option and help text
-    commands.py    check, plan, run, new
+    commands.py    new, check, plan, run, resume, stop, release, verify
     checks.py      what a verification found
     plain.py       text by strangers, as no terminal obeys it; where tables go; JSON
-    budget.py      budget show, grant, history
+    budget.py      budget show, grant, forecast, history
     log.py         log show, prove, export, witness, verify
     governance.py  keys, federation, dataset, propose, approve, incident; governance_arguments.py, governance_lists.py
     acts.py        which log they are about: a home's, or a coordinator's over the wire

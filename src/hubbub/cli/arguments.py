@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -71,6 +72,12 @@ def parse(arguments: list[str]) -> tuple[Command, argparse.Namespace]:
     Raises:
         InputError: It is not one of ours.
     """
+    for argument in arguments:
+        if not argument or argument.encode(errors="ignore").decode() != argument:
+            raise InputError(
+                f"hubbub, must be given arguments that are text in UTF-8, found {argument!r}",
+                hint="an empty one is often a variable of the shell that is not set: echo $id",
+            )
     parser = _parser()
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is not None and first not in COMMANDS:
@@ -254,6 +261,13 @@ def _add_budget_commands(commands: Any) -> None:
     )
 
 
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not math.isfinite(hours):
+        raise argparse.ArgumentTypeError(f"must be a number of hours, found {text!r}")
+    return hours
+
+
 def _add_home(parser: _Parser, what: str) -> None:
     parser.add_argument("--home", metavar="DIR", help=f"folder of the {what} (default: HUBBUB_HOME, or .hubbub here)")
     parser.add_argument("--study", metavar="STUDY", help=f"use the {what} beside this study")
@@ -284,7 +298,7 @@ def _add_log_commands(commands: Any) -> None:
     verify.add_argument("file", metavar="FILE", help="a proof (.tlog-proof) or a checkpoint")
     verify.add_argument("--policy", required=True, metavar="FILE", help="which logs and whose cosignatures count")
     verify.add_argument("--entry", metavar="FILE", help="the entry that a proof is about")
-    verify.add_argument("--fresh", type=float, metavar="HOURS", help="count only cosignatures at most so old")
+    verify.add_argument("--fresh", type=_hours, metavar="HOURS", help="count only cosignatures at most so old")
 
     for parser in (show, prove, export, witness):
         _add_home(parser, "log")

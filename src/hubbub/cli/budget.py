@@ -41,7 +41,7 @@ def forecast(options: argparse.Namespace) -> None:
     log = _log(options)
     planned = plan(load_study(options.planned))
     federation = log.fold(Federation)
-    accounts = {known.registered.participant: known.account for known in federation.datasets.values()}
+    accounts = {name: federation.datasets[key].account for name, key in federation.held().items()}
     names = None if federation.is_sandbox else [accounts.get(name, name) for name in planned.slots]
     view.forecast(Ledger(log).forecast(planned.reservation("", names)), as_json=options.json)
 

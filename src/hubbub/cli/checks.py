@@ -27,5 +27,5 @@ def verified(checks: Generator[Check, None, ReleaseClaim], *, as_json: bool) -> 
         checks_ = [vars(check) for check in passed]
         json({"verified": True, "recomputed": is_computed, "checks": checks_, "claim": claim})
     else:
-        head = "verified" if is_computed else "verified, but for the numbers, which were not computed again"
+        head = "verified" if is_computed else "verified, but for plan and claim, which were not computed again"
         out.print(Text(f"\n{head}: {plain(claim.sentence)}\n{plain(claim.federation)}"), soft_wrap=True)

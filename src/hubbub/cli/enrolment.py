@@ -19,6 +19,7 @@ def enrol(options: argparse.Namespace) -> None:
     """Write a request for a certificate."""
     keys = load_keys(Path(options.keys))
     path = Path(options.out or f"{keys.card.name}.request")
+    _check_replaceable(path)
     replace_file(path, make_request(keys))
     print(f"wrote {path}, for the operator")
 
@@ -37,6 +38,19 @@ def admit(options: argparse.Namespace) -> None:
         write_membership(membership, path)
         ends = dt.datetime.fromtimestamp(membership.issued.ends, dt.UTC)
         print(f"wrote {path}: federation {membership.federation[:12]}, certificate until {ends:%Y-%m-%d}")
+
+
+def _check_replaceable(path: Path) -> None:
+    """An older request is written over, and nothing else: not a key file that was named by mistake."""
+    try:
+        read_request(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except InputError:
+        raise InputError(
+            f"{path}, must be a new file or an older request, found another file; nothing written",
+            hint="--out FILE names another",
+        ) from None
 
 
 def _request(path: Path) -> Request:

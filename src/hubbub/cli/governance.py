@@ -220,7 +220,7 @@ def propose_release(options: argparse.Namespace) -> None:
     try:
         model, claim = (folder / "model.safetensors").read_bytes(), (folder / "claim.json").read_bytes()
         run = msgspec.json.decode(claim, type=dict[str, object])["run"]
-    except (OSError, KeyError, msgspec.DecodeError) as error:
+    except (OSError, KeyError, ValueError, RecursionError) as error:
         is_open = (folder / "run.json").exists()
         raise InputError(
             f"{folder}, must be the directory of a finished run, {error}; nothing recorded",
@@ -338,17 +338,13 @@ def found(beginning: str, known: Mapping[str, object], what: str, hint: str = "h
 
 def _dataset_of(state: Federation, participant: str) -> str:
     """The newest dataset that a participant holds."""
-    held = [
-        key
-        for key, known in state.datasets.items()
-        if known.registered.participant == participant and not known.is_erased
-    ]
-    if not held:
+    dataset = state.held().get(participant)
+    if dataset is None:
         raise InputError(
             f"{participant}, must hold a registered dataset, found none; nothing recorded",
             hint=f"hubbub dataset register {participant} --help",
         )
-    return held[-1]
+    return dataset
 
 
 def title(case: Case, state: Federation) -> str:

@@ -1,7 +1,6 @@
 """What the commands of governance show: keys, datasets, incidents, what waits for whom."""
 
 import argparse
-import datetime as dt
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from hubbub.cli.acts import state_of
 from hubbub.cli.governance import SHORT, found, title
-from hubbub.cli.plain import cell, console, json, print_rows
+from hubbub.cli.plain import cell, console, json, print_rows, utc
 from hubbub.governance import Federation
 from hubbub.governance.state import Case
 from hubbub.governance.statement import Decision
@@ -94,7 +93,7 @@ def approvals(options: argparse.Namespace) -> None:
             "asks for": title(case, state),
             "asked by": f"{case.proposer.name}, {case.proposer.role} of {case.proposer.organisation}",
             "waits for": ", ".join(map(str, state.missing(case, now))),
-            "until": _day(case.proposal.expires),
+            "until": utc(case.proposal.expires),
         }
         for case in state.pending(now)
     ]
@@ -104,7 +103,7 @@ def approvals(options: argparse.Namespace) -> None:
             "asks for": f"late: {late.kind}",
             "asked by": "",
             "waits for": f"1 {late.role}" + (f" of {late.organisation}" if late.organisation else ""),
-            "until": _day(late.deadline),
+            "until": utc(late.deadline),
         }
         for late in state.due(now)
     ]
@@ -120,7 +119,7 @@ def incident_list(options: argparse.Namespace) -> None:
             "severity": item.severity,
             "summary": item.summary,
             "run": item.run,
-            "opened": _day(item.opened_at)[:10],
+            "opened": utc(item.opened_at, "%Y-%m-%d"),
             "seen after": _minutes(item.opened_at, item.acknowledged_at),
             "closed after": _minutes(item.opened_at, item.closed_at),
         }
@@ -143,9 +142,9 @@ def _print_whole(state: Federation, case: Case, now: int, *, as_json: bool) -> N
     rows = [
         ("id", case.id),
         ("standing", state.standing(case, now)),
-        ("asked by", f"{asked_by.name}, {asked_by.role} of {asked_by.organisation}, on {_day(proposal.at)}"),
+        ("asked by", f"{asked_by.name}, {asked_by.role} of {asked_by.organisation}, on {utc(proposal.at)}"),
         ("of the federation", proposal.federation or "that it founds"),
-        ("to be decided by", _day(proposal.expires)),
+        ("to be decided by", utc(proposal.expires)),
         *_leaves(msgspec.json.decode(msgspec.json.encode(proposal.act))),
         *((f"decision of {card.name}", _told(decision)) for card, decision in case.decisions.values()),
         ("waits for", ", ".join(missing) or "nobody"),
@@ -160,7 +159,7 @@ def _print_whole(state: Federation, case: Case, now: int, *, as_json: bool) -> N
 
 def _told(decision: Decision) -> str:
     conditions = f", on condition: {'; '.join(decision.conditions)}" if decision.conditions else ""
-    return f"{decision.verdict} on {_day(decision.at)}, until {_day(decision.expires)}{conditions}"
+    return f"{decision.verdict} on {utc(decision.at)}, until {utc(decision.expires)}{conditions}"
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,10 +174,6 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, ", ".join(map(str, cast("list[Any]", value))) or "none"
     else:
         yield place, "none" if value is None else value
-
-
-def _day(seconds: int) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _minutes(start: int, end: int | None) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hubbub.cli.plain import console, plain
+from hubbub.cli.plain import console, plain, utc
 from hubbub.engine.heads import Heads
 from hubbub.errors import InputError, typed
 from hubbub.governance import load_keys
@@ -102,21 +101,27 @@ def witness(options: argparse.Namespace) -> None:
     """Have the witness of a folder cosign the log's head."""
     log, folder = _log(options), Path(options.folder)
     head = log.head()
-    memory, key_file = folder / "witness.db", folder / "witness.key"
-    if options.key is None and key_file.exists() and not memory.exists():
+    key, has_signed = _witness_key(folder / "witness.key", options.key, log)
+    memory = folder / "witness.db"
+    if has_signed and not memory.exists():
         raise InputError(
             f"{folder}, must hold what the witness has signed, found its key only; nothing signed",
-            hint="retire this witness: name a new folder, and put the new key into the policy",
+            hint="name the folder in which it signed before; if that is lost, retire its key: it could sign a fork",
         )
-    if options.key is None:
-        key = open_key(key_file, WITNESS, COSIGNATURE)
-    else:
-        holder = load_keys(Path(options.key))
-        key = Signer(holder.card.name, COSIGNATURE, holder.witness.private_bytes_raw())
     cosigner = Witness(memory, [key], _met_logs(folder / "logs", log.key.verifier))
     note = ask(lambda body: cosigner.add_checkpoint(body, int(time.time())), head, log.store, [key.verifier])
     path = log.keep(note)
     print(f"cosigned size {parse_checkpoint(note.text).size}: {path}; in a policy: witness NAME {key.verifier}")
+
+
+def _witness_key(own: Path, holders: str | None, log: Heads) -> tuple[Signer, bool]:
+    """A witness's key, its own or a holder's, and whether it is known to have signed before."""
+    if holders is None:
+        has_signed = own.exists()
+        return open_key(own, WITNESS, COSIGNATURE), has_signed
+    keys = load_keys(Path(holders))
+    key = Signer(keys.card.name, COSIGNATURE, keys.witness.private_bytes_raw())
+    return key, any(key.verifier.signed_at(note) is not None for note in log.cosigned())
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -140,7 +145,7 @@ def verify(options: argparse.Namespace) -> None:
     where = f"{plain(head.origin)} at size {head.size}"
     print(f"verified: {what} of {where}, root {head.root.hex()}, signed by {plain(str(verified.log))}")
     for name, at in verified.cosigned.items():
-        print(f"cosigned by {plain(name)} at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC")
+        print(f"cosigned by {plain(name)} at {utc(at, '%Y-%m-%d %H:%M:%S')} UTC")
 
 
 def read_policy(path: str | Path) -> Policy:

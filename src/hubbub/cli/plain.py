@@ -3,6 +3,7 @@
 Names, texts and notes come out of logs and bundles: a control character in one could hide a line or paint a green "ok".
 """
 
+import datetime as dt
 import os
 import re
 import sys
@@ -23,6 +24,14 @@ _OBEYED = re.compile(r"[^\n\x20-\x7e]")
 def plain(text: str) -> str:
     """A text with everything that is neither printable nor a new line written out."""
     return _OBEYED.sub(lambda found: _written(found[0]), text)
+
+
+def utc(seconds: int, form: str = "%Y-%m-%d %H:%M") -> str:
+    """A time that a stranger stated, in POSIX seconds; there are more of these than days in any calendar."""
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds} s after 1970"
 
 
 def cell(value: object) -> Text:

@@ -27,9 +27,10 @@ from hubbub.events import (
     Evaluated,
     Event,
     Proposed,
+    Refused,
     RoundClosed,
 )
-from hubbub.governance.statement import Proposal, read
+from hubbub.governance.statement import read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 from hubbub.study import Slots
@@ -124,7 +125,7 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
     if with_null_slots:
         table.add_column("null slots (private)")
     for name, slots in prepared.slots.items():
-        nulls = [str(len(slots) - int(slots.is_real.sum()))] if with_null_slots else []
+        nulls = [str(len(slots) - slots.real.size)] if with_null_slots else []
         table.add_row(name, str(len(slots)), *nulls)
     console().print(table)
     if lock is not None:
@@ -135,7 +136,7 @@ def checked(prepared: Prepared, *, with_null_slots: bool) -> None:
 
 def _measured(test: Slots) -> str:
     """Test records are no secret: their metrics are published as they are."""
-    real = int(test.is_real.sum())
+    real = test.real.size
     return f"{real} test records" + (f" (of {len(test)}: the others cannot be measured)" if real < len(test) else "")
 
 
@@ -234,23 +235,24 @@ def _words(event: AnyEvent) -> str:
                 f"by {event.granted_by}: {event.kind} of epsilon {event.epsilon:g}, delta {event.delta:g}{order}, "
                 f"per {event.unit}: {event.dataset}"
             )
-        case BudgetReserved():
-            return f"run {event.run}: {event.attempts} attempts on {len(event.datasets)} datasets"
-        case BudgetCharged():
-            return f"run {event.run}: round {_at(event)}"
-        case BudgetSettled():
-            return f"run {event.run}: {event.charged} attempts charged"
+        case BudgetReserved() | BudgetCharged() | BudgetSettled():
+            return f"run {event.run}: {_spent(event)}"
         case Proposed() | Decided():
-            return _signed(event.envelope)
+            return read(event.envelope).words
+        case Refused():
+            return f"{event.asked}: {event.reason}"
         case _:
             return ""
 
 
-def _signed(envelope: str) -> str:
-    signed = read(envelope)
-    what = signed.predicate
-    said = what.act.kind if isinstance(what, Proposal) else f"{what.verdict} {signed.about[:12]}"
-    return f"key {signed.envelope.key_id}: {said}"
+def _spent(event: BudgetReserved | BudgetCharged | BudgetSettled) -> str:
+    match event:
+        case BudgetReserved():
+            return f"{event.attempts} attempts on {len(event.datasets)} datasets"
+        case BudgetCharged():
+            return f"round {_at(event)}"
+        case BudgetSettled():
+            return f"{event.charged} attempts charged"
 
 
 def _at(event: AnyEvent) -> str:

@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
+from hubbub.governance.statement import read
 
 
 @runtime_checkable
@@ -43,8 +44,17 @@ class LocalActs:
 
     def record(self, envelope: str, now: int) -> None:
         """Record a signed act, decided on the newest state."""
-        self._log.append(lambda: [self.state().event(envelope, now)])
+        record_act(self._log, envelope, now)
 
     def close(self) -> None:
         """Close the log."""
         self._log.close()
+
+
+def record_act(log: EventLog, envelope: str, now: int) -> None:
+    """Record a signed act, decided on the newest state; or that it was refused, by the key that it names.
+
+    Raises:
+        InputError, RefusedError: As `Federation.check`.
+    """
+    log.append(lambda: [log.fold(Federation).event(envelope, now)], asked=read(envelope).words)

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from hubbub.engine.acts import record_act
 from hubbub.engine.commands import PART_BYTES, Answer, Done, Failed, LogPart, ReadLog, RecordAct, read_command
 from hubbub.errors import HubbubError, InputError
 from hubbub.eventlog import EventLog
-from hubbub.governance import Federation
 from hubbub.tlog import Signer, sign_checkpoint
 
 _PIECE: Final = 64
@@ -67,12 +67,12 @@ def log_handlers(log: EventLog, key: Signer, clock: Callable[[], int]) -> dict[t
     def read_log(command: ReadLog, _name: str) -> LogPart:
         return _part(log, key, command.start)
 
-    def record_act(command: RecordAct, _name: str) -> Done:
+    def record(command: RecordAct, _name: str) -> Done:
         with turn:
-            log.append(lambda: [log.fold(Federation).event(command.envelope, clock())])
+            record_act(log, command.envelope, clock())
         return Done()
 
-    return {ReadLog: read_log, RecordAct: record_act}
+    return {ReadLog: read_log, RecordAct: record}
 
 
 def _part(log: EventLog, key: Signer, start: int) -> LogPart:

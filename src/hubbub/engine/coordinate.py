@@ -50,7 +50,8 @@ from hubbub.messages import Refused, StudyHeld, StudyOffered, encode_message
 from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness
 from hubbub.release.bundle import StudyFacts
-from hubbub.study import Lock, Study, load_study
+from hubbub.study import Study, load_study
+from hubbub.study.lock import decode_lock
 from hubbub.study.store import find_study
 
 _log = logging.getLogger("hubbub.coordinator")
@@ -95,7 +96,8 @@ class Coordinating:
         self._current: _Current | None = None
         self.words: dict[str, str] = {}
         """Why a run does not go on."""
-        self._transport: Transport = InProcess({})  # nobody, until a carrier is attached
+        self.transport: Transport = InProcess({})
+        """How participants are reached: nobody is, until a carrier is attached."""
         self._handlers: Handlers = {
             **log_handlers(self._logs[0], self._log_key, clock),
             **status_handlers(self, self._logs[1]),
@@ -110,7 +112,7 @@ class Coordinating:
 
     def attach(self, transport: Transport) -> None:
         """Say how participants are reached."""
-        self._transport = transport
+        self.transport = transport
 
     def identify(self, fingerprint: str) -> str | None:
         """The name that a transport key has in the roster now; None: nobody's."""
@@ -132,18 +134,13 @@ class Coordinating:
         if current is not None:
             current.sites.halt()
             current.thread.join(seconds)
-        self._transport.close()
+        self.transport.close()
         if current is not None:
             current.thread.join()
         for log in self._logs:
             log.close()
 
     # --- what status asks ---
-
-    @property
-    def transport(self) -> Transport:
-        """How participants are reached."""
-        return self._transport
 
     @property
     def current(self) -> str:
@@ -202,7 +199,7 @@ class Coordinating:
         return StudyOffers(tuple(sorted(offers, key=lambda offer: offer.participant)))
 
     def _submit(self, order: SubmitStudy, _name: str) -> Started:
-        study = find_study(self.home / STUDIES, order.study_hash, order.code_hash).with_lock(_read_lock(order.lock))
+        study = find_study(self.home / STUDIES, order.study_hash, order.code_hash).with_lock(decode_lock(order.lock))
         with self._turn:
             self._check_free()
             run = f"{study.settings.study.name}-{secrets.token_hex(4)}"
@@ -317,12 +314,3 @@ def _commitments(federation: Federation, plan: Plan) -> dict[str, str]:
     data = asked[-1].data if asked else {}
     by_name = {federation.datasets[key].registered.participant: said for key, said in data.items()}
     return {name: by_name.get(name, "") for name in plan.slots}
-
-
-def _read_lock(data: bytes) -> Lock:
-    try:
-        return msgspec.json.decode(data, type=Lock)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(
-            f"study.lock, must be what hubbub propose wrote, {error}; nothing started", hint="propose the study again"
-        ) from None

@@ -29,8 +29,6 @@ class Cosigners:
         self._signed: dict[str, int] = {}
         self.copies: dict[str, int] = {}
         """By participant: entries in its copy of the log, as it last said."""
-        self.refusals: dict[str, str] = {}
-        """Why somebody did not cosign the last head."""
 
     def cosign(self, note: Note, witnesses: Mapping[str, Verifier]) -> Note:
         """The head with the cosignatures of all who are there and sign.
@@ -40,7 +38,6 @@ class Cosigners:
             witnesses: Whose keys count, by name.
         """
         names = sorted(witnesses.keys() & self._transport.sites())
-        self.refusals = {}
         if not names:
             return note
         with ThreadPoolExecutor(len(names)) as pool:
@@ -63,9 +60,8 @@ class Cosigners:
 
         try:
             signed = ask(send, note, self._store, [key], known=self._signed.get(name, 0))
-        except HubbubError as error:
+        except HubbubError:
             self._signed.pop(name, None)
-            self.refusals[name] = error.message
             return note
         self._signed[name] = parse_checkpoint(note.text).size
         return signed

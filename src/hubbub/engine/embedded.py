@@ -21,7 +21,7 @@ from hubbub.accounting.ledger import Ledger
 from hubbub.coordinator import Coordinator, Progress
 from hubbub.coordinator.sums import MakeSum
 from hubbub.engine.federation import Federation, elided
-from hubbub.engine.folder import RunFacts, RunFolder
+from hubbub.engine.folder import FORMAT, RunFacts, RunFolder
 from hubbub.engine.home import home_folder, open_log, open_log_key, open_log_of, salts
 from hubbub.engine.prepare import Prepared, prepare
 from hubbub.engine.record import Record, Watch, events_of
@@ -29,11 +29,7 @@ from hubbub.engine.running import Hosts, Running, RunResult, Secagg
 from hubbub.engine.workers import Alone, Pool, Workers
 from hubbub.errors import InputError, StoppedError, typed
 from hubbub.eventlog import EventLog
-from hubbub.events import (
-    BudgetSettled,
-    RoundClosed,
-    RoundFailed,
-)
+from hubbub.events import BudgetSettled, RoundClosed, RoundFailed
 from hubbub.local.threads import one_thread
 from hubbub.messages import decode_message
 from hubbub.participant import Participant, commit
@@ -43,8 +39,6 @@ from hubbub.planning import Plan, make_plan
 from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
 from hubbub.study import Study, load_study, made_up
 from hubbub.tlog import Signer
-
-FORMAT = 1
 
 
 def run(

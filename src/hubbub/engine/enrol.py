@@ -1,11 +1,9 @@
-"""Whom a coordinator lets in: memberships for those whose cards are known, and the name of a connection's key."""
+"""Whom a coordinator lets in: memberships for those whose cards are known."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hubbub.engine.home import open_authority, open_coordinator_key, open_log, open_log_key
-from hubbub.eventlog import EventLog
 from hubbub.governance import Federation
 from hubbub.governance.certificates import YEAR, Request
 from hubbub.governance.enrolment import Admission, Membership, admission, check_address
@@ -48,19 +46,3 @@ def admit(
         )
 
     return {request.name: membership(request, known) for request, known in zip(requests, admitted, strict=True)}
-
-
-def identifier(log: EventLog) -> Callable[[str], str | None]:
-    """Says whose a connection is, by its key's SHA-256 and the newest entries of the log; None is nobody's.
-
-    Args:
-        log: An `EventLog` that nobody else folds: it is asked by a carrier's threads, one after the other.
-    """
-    turn = threading.Lock()
-
-    def identify(fingerprint: str) -> str | None:
-        with turn:
-            card = log.fold(Federation).holder_of_transport(fingerprint)
-            return None if card is None else card.name
-
-    return identify

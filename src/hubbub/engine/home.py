@@ -33,13 +33,7 @@ def open_log(home: Path) -> EventLog:
     Raises:
         InputError: The folder cannot be written, or holds no log of ours.
     """
-    try:
-        return EventLog(home / LOG)
-    except OSError as error:
-        raise InputError(
-            f"{home}, must be a folder that can be written, {error.strerror or error}; nothing trained, nothing spent",
-            hint=f"{VARIABLE}=DIR names another one",
-        ) from None
+    return EventLog(home / LOG)
 
 
 def open_log_of(run: str, home: Path) -> EventLog:
@@ -74,7 +68,7 @@ def open_coordinator_key(home: Path) -> SigningKey:
     """
     path = home / "coordinator.key"
     try:
-        seed = bytes.fromhex(_own(path, _new_seed).decode().strip())
+        seed = bytes.fromhex(own_secret(path, _new_seed).decode().strip())
     except ValueError:
         seed = b""
     if len(seed) != KEY_BYTES:
@@ -95,7 +89,7 @@ def open_authority(home: Path, *, now: int) -> Authority:
     Raises:
         InputError: Others may read its key, or key and certificate are damaged.
     """
-    key = _own(home / "ca.key", new_authority_key)
+    key = own_secret(home / "ca.key", new_authority_key)
     return read_authority(key, _made(home / "ca.crt", lambda: self_signed(key, now=now)))
 
 
@@ -108,8 +102,12 @@ def server_credentials(home: Path, hosts: Iterable[str], *, now: int) -> End:
     return open_authority(home, now=now).serve(hosts, now=now)
 
 
-def _own(path: Path, make: Callable[[], bytes]) -> bytes:
-    """A secret that only its owner may read, made where there is none."""
+def own_secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """A secret that only its owner may read, made where there is none.
+
+    Raises:
+        InputError: Others may read the file, or it cannot be read or made.
+    """
     content = _made(path, make)
     mode = path.stat().st_mode
     if mode & 0o077:

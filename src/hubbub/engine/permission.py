@@ -13,7 +13,8 @@ from hubbub.accounting.accounts import FIXED, Accounts, owners_grant
 from hubbub.errors import RefusedError, WaitingError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted
-from hubbub.governance import Facts, Federation, read_policy, terms_of
+from hubbub.governance import AttestationPolicy, Federation, read_attestation_policy, read_policy, terms_of
+from hubbub.participant.admission import facts_of
 from hubbub.planning import Plan
 from hubbub.study.config import Settings
 
@@ -127,22 +128,15 @@ class Permission:
 
     def _ask_sites(self) -> None:
         """Refuse what one of the sites does not want, though everybody else agreed."""
-        federation, settings = self.federation, self._settings
-        facts = Facts(
-            federation=federation.id,
-            epsilon=self._plan.epsilon,
-            minimum=self._plan.minimum,
-            purpose=settings.study.purpose,
-            code_hash=self._plan.code_hash,
-            peers=frozenset(card.key_id for card in federation.roster().members),
-        )
+        facts = facts_of(self.federation, self._plan, self._settings)
         today = dt.datetime.fromtimestamp(now(), dt.UTC).date()
         for name, path in self._site_files().items():
             if name in self._commitments:
                 try:
                     read_policy(path).check(facts, today=today)
+                    _check_unattested(read_attestation_policy(path))
                 except RefusedError as error:
-                    raise RefusedError(f"{path}: {error.message}", hint=error.hint) from None
+                    raise RefusedError(f"sites/{path.name}: {error.message}", hint=error.hint) from None
 
     def _site_files(self) -> dict[str, Path]:
         """Files of sites by name; in a federation each is a participant's, or a limit would limit nobody."""
@@ -154,7 +148,7 @@ class Permission:
         for name, path in files.items():
             if name not in known:
                 raise RefusedError(
-                    f"{path}, must have the name of a participant in the roster, found {name!r}; "
+                    f"sites/{path.name}, must have the name of a participant in the roster, found {name!r}; "
                     "nothing trained, nothing spent",
                     hint="hubbub federation show",
                 )
@@ -162,9 +156,7 @@ class Permission:
 
     def _datasets(self) -> dict[str, str]:
         """The newest dataset of each participant, with its name."""
-        held = {
-            known.registered.participant: key for key, known in self.federation.datasets.items() if not known.is_erased
-        }
+        held = self.federation.held()
         for name in self._commitments:
             if name not in held:
                 raise RefusedError(
@@ -183,3 +175,12 @@ class Permission:
                 hint="register the dataset again, under an id of its own",
             )
         return [] if before == granted else [granted]
+
+
+def _check_unattested(policy: AttestationPolicy) -> None:
+    if policy.required:
+        raise RefusedError(
+            "this site's policy: attestation, must be shown, found one process for all, which shows none; "
+            "nothing trained, nothing spent",
+            hint="hubbub join: on hosts of their own a coordinator can attest",
+        )

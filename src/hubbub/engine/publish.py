@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from hubbub.accounting.ledger import Ledger
 from hubbub.engine.folder import RunFacts, RunFolder
 from hubbub.engine.heads import Heads
-from hubbub.engine.home import cosignatures, open_log_key, open_log_of
+from hubbub.engine.home import cosignatures, open_log_key, open_log_of, own_secret
 from hubbub.engine.permission import now
 from hubbub.errors import AT, HubbubError, InputError, RefusedError, typed
 from hubbub.eventlog import EventLog
@@ -132,7 +132,8 @@ def _check_worth_releasing(claim: ReleaseClaim) -> None:
 
 def _release_key(home: Path) -> EllipticCurvePrivateKey:
     path = home / "release.key"
-    return read_key(path) if path.exists() else new_key(path)
+    own_secret(path, new_key)
+    return read_key(path)
 
 
 def _record(log: EventLog, files: dict[str, bytes], claim: ReleaseClaim, key: str) -> None:
@@ -150,4 +151,4 @@ def _record(log: EventLog, files: dict[str, bytes], claim: ReleaseClaim, key: st
         )
         return [] if released in log.events() else [released]
 
-    log.append(decide)
+    log.append(decide, asked=f"release of {released.run}")

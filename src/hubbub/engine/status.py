@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from hubbub.accounting.ledger import Accounts
+from hubbub.accounting.accounts import Accounts
 from hubbub.engine.commands import PART_BYTES, Answer, FetchFile, FilePart, RunStatus, ShowStatus, Status
 from hubbub.engine.folder import RunFolder
 from hubbub.engine.transport import Transport
@@ -28,13 +28,8 @@ BUNDLE: Final = "bundle"
 class Coordinator(Protocol):
     """What is asked about."""
 
-    home: Path
     words: dict[str, str]
-
-    @property
-    def transport(self) -> Transport:
-        """How participants are reached."""
-        ...
+    transport: Transport
 
     @property
     def current(self) -> str:

@@ -5,7 +5,7 @@ Source:
 """
 
 import hashlib
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from typing import Literal
 
 import msgspec
@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from hubbub.errors import InputError, RefusedError
+from hubbub.tlog.note import to_base64
 
 STATEMENT = "application/vnd.in-toto+json"
 LARGEST_BYTES = 60_000
@@ -74,8 +75,8 @@ def seal(body: bytes, key: Ed25519PrivateKey) -> str:
     Raises:
         InputError: The envelope is longer than an entry of the log may be.
     """
-    signature = Signature(key_id(key.public_key().public_bytes_raw()), _text(key.sign(pae(STATEMENT, body))))
-    text = msgspec.json.encode(Envelope(_text(body), STATEMENT, (signature,))).decode()
+    signature = Signature(key_id(key.public_key().public_bytes_raw()), to_base64(key.sign(pae(STATEMENT, body))))
+    text = msgspec.json.encode(Envelope(to_base64(body), STATEMENT, (signature,))).decode()
     _check_size(text)
     return text
 
@@ -93,8 +94,8 @@ def unseal(text: str) -> Envelope:
     try:
         envelope = msgspec.json.decode(text, type=Envelope)
         is_canonical = msgspec.json.encode(envelope) == text.encode()
-        is_canonical &= _text(envelope.body) == envelope.payload
-        is_canonical &= _text(b64decode(envelope.signatures[0].sig, validate=True)) == envelope.signatures[0].sig
+        is_canonical &= to_base64(envelope.body) == envelope.payload
+        is_canonical &= to_base64(b64decode(envelope.signatures[0].sig, validate=True)) == envelope.signatures[0].sig
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(
             f"envelope, must be a DSSE envelope, {error}; nothing recorded", hint="ask whoever signed for it again"
@@ -116,13 +117,9 @@ def check_signature(envelope: Envelope, public: bytes, who: str) -> None:
     signature = b64decode(envelope.signatures[0].sig)
     if not is_signed(public, signature, pae(envelope.payload_type, envelope.body)):
         raise RefusedError(
-            f"{who}, must have signed exactly these bytes, found a signature that does not fit; nothing recorded",
+            f"{who}, must have signed exactly these bytes, found a signature that does not fit; nothing done",
             hint=f"ask {who} to sign again",
         )
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode()
 
 
 def _check_size(text: str) -> None:

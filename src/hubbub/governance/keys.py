@@ -27,9 +27,9 @@ from hubbub.errors import InputError, RefusedError, typed
 from hubbub.governance.envelope import is_signed, key_id, pae
 
 Role = Literal["data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node"]
-NAME = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
-NAMED = "1 to 63 ASCII letters, digits, '.', '_' and '-', the first a letter or a digit"
-"""The same in words."""
+NAME = r"\A(?!none\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
+NAMED = "1 to 63 ASCII letters, digits, '.', '_' and '-', the first a letter or a digit, and not 'none'"
+"""The same in words; in a policy `none` is nobody."""
 Name = Annotated[str, Meta(pattern=NAME)]
 Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 SIGNATURE = r"\A[0-9a-f]{128}\Z"
@@ -266,7 +266,7 @@ def read_card(path: Path) -> Card:
     """
     try:
         card = msgspec.json.decode(path.read_bytes(), type=Card)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         found = error.strerror if isinstance(error, OSError) else error
         raise InputError(
             f"{path}, must be a card, {found}; nothing recorded", hint="hubbub keys new makes one beside the key"

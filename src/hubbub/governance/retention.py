@@ -15,7 +15,8 @@ Delete = Callable[[str, str], bool]
 def sweep(federation: Federation, keys: Keys, now: int, delete: Delete) -> list[str]:
     """Delete every dataset of the key's organisation that is past its last day.
 
-    The records go first: a crash in between leaves them due, and the next sweep says so again.
+    Who may say so is asked before; then the records go first: a crash in between leaves them due, and the next sweep
+    says so again.
 
     Args:
         federation: The state as it is.
@@ -25,11 +26,16 @@ def sweep(federation: Federation, keys: Keys, now: int, delete: Delete) -> list[
 
     Returns:
         Envelopes that say what was erased, to be recorded; of what is not known to be gone none.
+
+    Raises:
+        RefusedError: This key may not say so; nothing deleted.
     """
     envelopes: list[str] = []
     for due in federation.due(now):
-        is_ours = due.kind == "retention" and due.organisation == keys.card.organisation
-        if is_ours and delete(due.id, federation.datasets[due.id].registered.participant):
+        if due.kind == "retention" and due.organisation == keys.card.organisation:
             act, until = EraseDataset(dataset=due.id), now + DAY
-            envelopes.append(propose(act, keys.identity, at=now, expires=until, federation=federation.id))
+            envelope = propose(act, keys.identity, at=now, expires=until, federation=federation.id)
+            federation.check(envelope, now)
+            if delete(due.id, federation.datasets[due.id].registered.participant):
+                envelopes.append(envelope)
     return envelopes

@@ -64,8 +64,12 @@ class Budget:
     kind: Literal["filter", "gaussian", "unbounded"] = "filter"
 
     def __str__(self) -> str:
-        noise = "" if self.kind == "filter" else ", for Gaussian noise without sampling"
-        return f"budget of epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}{noise}"
+        noise = {
+            "filter": "",
+            "gaussian": ", for Gaussian noise without sampling",
+            "unbounded": ", which bounds nothing",
+        }
+        return f"budget of epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}{noise[self.kind]}"
 
 
 @dataclass
@@ -150,6 +154,10 @@ class State:
     def in_force(self) -> list[Card]:
         """Cards in force, by key id."""
         return [self.holders[key].card for key in sorted(self.holders) if self.holders[key].revoked_at is None]
+
+    def held(self) -> dict[str, str]:
+        """The newest dataset that each participant holds, by the participant's name."""
+        return {known.registered.participant: key for key, known in self.datasets.items() if not known.is_erased}
 
     def case_of(self, run: str) -> Case | None:
         """The newest study that was in force when a run started and is on exactly the records that joined it."""
@@ -284,4 +292,4 @@ class State:
 
 def refuse(who: str, rule: str, found: str, hint: str) -> RefusedError:
     """A refusal of an act, ready to be raised."""
-    return RefusedError(f"{who}, {rule}, found {found}; nothing recorded", hint=hint)
+    return RefusedError(f"{who}, {rule}, found {found}; nothing done", hint=hint)

@@ -87,6 +87,13 @@ class Signed(Frozen, frozen=True):
     predicate: Proposal | Decision
     about: str
 
+    @property
+    def words(self) -> str:
+        """What it says, and which key it names."""
+        said = self.predicate
+        what = said.act.kind if isinstance(said, Proposal) else f"{said.verdict} {self.about[:12]}"
+        return f"key {self.envelope.key_id}: {what}"
+
 
 _TYPE = "https://in-toto.io/Statement/v1"
 _decoder = msgspec.json.Decoder(ProposalStatement | DecisionStatement)

@@ -294,8 +294,7 @@ class TorchModel:
     def _update(
         self, parameters: Float32[np.ndarray, " params"], slots: Slots, training: Training, seed: bytes
     ) -> Float32[np.ndarray, " params"]:
-        real = np.flatnonzero(slots.is_real)
-        if not real.size:
+        if not slots.real.size:
             return np.zeros(self.dimension, dtype=np.float32)
         self._load(parameters)
         self.module.train()
@@ -303,7 +302,7 @@ class TorchModel:
         # more work than a small participant's whole training.
         torch.default_generator.manual_seed(layer_seed(seed))
         for epoch in range(training.local_epochs):
-            order = shuffled(real, seed, epoch)
+            order = shuffled(slots.real, seed, epoch)
             x, y = torch.from_numpy(slots.x[order]), torch.from_numpy(slots.y[order])
             with running("model() or loss() in training"):
                 for batch in zip(x.split(training.batch_size), y.split(training.batch_size), strict=True):
@@ -320,7 +319,7 @@ class TorchModel:
 
     def pieces(self, slots: Slots) -> list[Slots]:
         """The test records in their order, so many at a time that what layers make of them is small."""
-        rows = np.flatnonzero(slots.is_real)
+        rows = slots.real
         parts = [rows[start : start + self._rows] for start in range(0, max(len(rows), 1), self._rows)]
         return [Slots(slots.x[part], slots.y[part], slots.is_real[part]) for part in parts]
 

@@ -3,7 +3,8 @@
     clip.py                 the bound on one record's or one participant's part
     encode.py               reals -> integers modulo 2^32
     discrete_gaussian.py    exact noise on integers
-    mechanism.py            `Mechanism`: clip + encode + noise + sampler + DpEvent, and how one is designed
+    mechanism.py            `Mechanism`: clip + encode + noise + sampler + DpEvent
+    design.py               from a study and its public sizes to the one that keeps its promise
 
 *Trust:* a bug here is a false guarantee; nothing else in hubbub may clip, scale, draw noise or name a
 noise multiplier.

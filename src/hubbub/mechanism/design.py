@@ -16,6 +16,8 @@ from hubbub.cohort import (
     SecretPoisson,
 )
 from hubbub.errors import PlanError
+from hubbub.events import repeated
+from hubbub.mechanism.discrete_gaussian import LARGEST_SIGMA
 from hubbub.mechanism.encode import HALF_RING
 from hubbub.mechanism.mechanism import Mechanism
 from hubbub.study.config import Cohort, Settings
@@ -26,7 +28,6 @@ FINEST = 20
 COARSEST = 1.05
 """Largest sensitivity, in units of s C, to which rounding may push it before the study is refused."""
 
-LARGEST_SIGMA = 2**25
 TAIL = 12
 """Standard deviations of noise that the ring has room for: passed once in 10^32 draws."""
 
@@ -51,7 +52,7 @@ def design(settings: Settings, *, dimension: int, slots: Sequence[int], attempts
     if settings.privacy.epsilon is not None:
         h = discrete_cost(draft, attempts)
         noise_multiplier = calibrate(
-            lambda z: {"@": "SelfComposedDpEvent", "count": attempts, "event": draft.dp_event_at(z)},
+            lambda z: repeated(draft.dp_event_at(z), attempts),
             epsilon=settings.privacy.epsilon - 2 * h,
             delta=settings.privacy.delta * math.exp(-h),
         )

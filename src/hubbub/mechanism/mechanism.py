@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int, Int32, Int64, UInt32
 from hubbub.accounting.discrete import effective_noise_multiplier
 from hubbub.cohort import ExampleSampler, ParticipantSampler
 from hubbub.errors import RoundError
-from hubbub.events import EventDocument
+from hubbub.events import NOT_PRIVATE, EventDocument, repeated
 from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors
 from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
@@ -96,13 +96,13 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     def dp_event_at(self, noise_multiplier: float) -> EventDocument:
         """What a round attempt would cost at another noise multiplier; 0 is no noise at all."""
         if not noise_multiplier:
-            return {"@": "NonPrivateDpEvent"}
+            return NOT_PRIVATE
         release: EventDocument = {"@": "GaussianDpEvent", "noise_multiplier": noise_multiplier}
         if self.unit == "example":
             event = self.examples.dp_event(release)
         else:
             event = self.participants.dp_event(release) if self.noise == "server" else release
-        return event if self.steps == 1 else {"@": "SelfComposedDpEvent", "count": self.steps, "event": event}
+        return event if self.steps == 1 else repeated(event, self.steps)
 
     def clip_factors(self, norms: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
         """Factors that bound each record's gradient; see `clip.clip_factors`."""

@@ -1,6 +1,7 @@
 """What a person looks at: folds over a run's events.
 
     report.py    report.html, one file, plots inline
+    plot.py      a curve over rounds as SVG
 
 *Trust:* reads what is public or released already; a wrong picture misleads but reveals nothing.
 """

@@ -1,5 +1,8 @@
 """One site: its records, its refusals, and the one vector per round that it sends.
 
+    host.py          `Host`: a participant's process but for its carrier, every message of the coordinator in it
+    folder.py        its own directory
+    admission.py     what it asks of a run before it takes part
     site.py          `Participant`: a sans-I/O state machine, `RoundOpened` in, `Contribution` out
     records.py       what it makes of its records: per attempt one vector, clipped, encoded, noised
     commitment.py    salted commitment to the site's data

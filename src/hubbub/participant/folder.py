@@ -32,6 +32,7 @@ from hubbub.participant.log_view import Mark
 from hubbub.planning import Plan
 from hubbub.study import Study
 from hubbub.study.store import find_study
+from hubbub.tlog.database import create_file
 from hubbub.tlog.tiles import replace_file
 
 SITE, RECOVER, PLANS = "site.toml", "recover", "plans"
@@ -122,12 +123,7 @@ class SiteFolder:
             InputError: The file is damaged.
         """
         path = self.path / "salt"
-        if not path.exists():
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(SALT_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
+        create_file(path, secrets.token_bytes(SALT_BYTES))
         salt = path.read_bytes()
         if len(salt) != SALT_BYTES:
             raise InputError(

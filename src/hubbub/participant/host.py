@@ -15,8 +15,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from hubbub.errors import (
     BudgetError,
     CodeError,
@@ -59,8 +57,9 @@ from hubbub.secagg import SUITE, Client, Member, Session, SigningKey
 from hubbub.secagg import Roster as Members
 from hubbub.secagg.keys import sha256
 from hubbub.secagg.messages import Envelope, read
-from hubbub.study import Lock, Slots, Study, conform
+from hubbub.study import Slots, Study, conform
 from hubbub.study.code import call
+from hubbub.study.lock import decode_lock
 from hubbub.tlog import Checkpoint, Signer, Witness
 from hubbub.tlog.checkpoint import parse_checkpoint
 from hubbub.tlog.keys import COSIGNATURE
@@ -213,7 +212,7 @@ class Host:
     def _join(self, offered: RunOffered) -> Joined:
         """Everything that can be refused before a round is asked: code, data, plan, reservation, policy, budget."""
         self._need_head()
-        lock = _read_lock(offered.lock)
+        lock = decode_lock(offered.lock)
         study = self._folder.study(offered.study_hash, offered.code_hash).with_lock(lock)
         slots, learner = self._load(study), make_learner(study, lock.slots)
         found = (lock.slots.get(self.name), lock.parameters)
@@ -351,13 +350,3 @@ class Host:
             log_size=head.size,
             log_root=head.root,
         )
-
-
-def _read_lock(data: bytes) -> Lock:
-    try:
-        return msgspec.json.decode(data, type=Lock)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(
-            f"study.lock, must be what a plan follows from, {error}; nothing trained, nothing sent",
-            hint="propose the study again",
-        ) from None

@@ -81,28 +81,20 @@ class LogGuard:
         self.evidence: list[Evidence] = []
         self._memory = memory
         self._site = site
-        self._view = LogView()
+        self.view = LogView()
+        """What the entries say that it has followed so far."""
+        self.is_compared = False
+        """Whether its memory holds all that the log says was charged: asked once after each start."""
         self._started = started
         self._admitted: Session | None = None
-        self._is_compared = False
         self._first: Mark | None = None
 
     # --- what a host calls ---
 
     @property
-    def view(self) -> LogView:
-        """What the entries say that it has followed so far."""
-        return self._view
-
-    @property
-    def is_compared(self) -> bool:
-        """Whether its memory holds all that the log says was charged: asked once after each start."""
-        return self._is_compared
-
-    @property
     def account(self) -> str:
         """Name of the budget that pays for its data; empty while the log knows none."""
-        return self._site.account or self._view.account_of(self._site.name)
+        return self._site.account or self.view.account_of(self._site.name)
 
     def check(self, opening: Opening, session: Session, now: int, planned: BudgetReserved) -> Roster:
         """Refuse a session that the log does not bear out; the roster in force if it does.
@@ -134,8 +126,8 @@ class LogGuard:
         self._check_closing_record(session)
         self._check_receipt(session, opening)
         self._check_mark(session)
-        self._first = self._first if self._is_compared else session.mark
-        self._is_compared = True
+        self._first = self._first if self.is_compared else session.mark
+        self.is_compared = True
         self._admitted = session
         return roster
 
@@ -155,9 +147,9 @@ class LogGuard:
         head = verified.checkpoint
         self._check_no_fork(verified, note)
         self._memory.extend(note, lambda size: self._check_continues(opening, head, size))
-        for body in self._memory.entries(self._view.federation.entries):
-            self._view.apply(decode_event(body))
-        self._is_compared = self._is_compared or (self._is_since(verified, self._started) and not self._unknown())
+        for body in self._memory.entries(self.view.federation.entries):
+            self.view.apply(decode_event(body))
+        self.is_compared = self.is_compared or (self._is_since(verified, self._started) and not self._unknown())
         return verified
 
     def mark(self, run: int, round_number: int, attempt: int) -> None:
@@ -182,7 +174,7 @@ class LogGuard:
             BudgetError: The reservation holds no further attempt.
         """
         mark = self._memory.last.mark
-        if not self._is_compared or mark[1:] != (round_number, attempt):
+        if not self.is_compared or mark[1:] != (round_number, attempt):
             raise self._refusal("must charge the attempt that it entered", repr((round_number, attempt)))
         reserved = self._reserved(mark[0])
         if not self._memory.charge(mark, reserved):
@@ -211,7 +203,7 @@ class LogGuard:
         self._memory.charge(mark, self._reserved(mark[0]))
 
     def _reserved(self, run: int) -> int:
-        return self._view.reservations[run].event.attempts
+        return self.view.reservations[run].event.attempts
 
     def recover(self, opening: Opening, now: int) -> list[Mark]:
         """Go on after a restore from a copy, which the owner asks for: takes the maximum of memory and log.
@@ -230,7 +222,7 @@ class LogGuard:
         self._check_current(head)
         lost = sorted(self._unknown())
         self._memory.recover(lost)
-        self._is_compared = True
+        self.is_compared = True
         return lost
 
     # --- the head ---
@@ -284,7 +276,7 @@ class LogGuard:
 
     def _check_reservation(self, session: Session, planned: BudgetReserved) -> Reservation:
         """What is set aside is what the plan costs: neither fewer attempts nor events that cost less."""
-        reservation = self._view.reservations.get(session.run)
+        reservation = self.view.reservations.get(session.run)
         if reservation is None:
             raise self._refusal(f"must find its run's reservation at entry {session.run}", "none")
         event = reservation.event
@@ -299,9 +291,9 @@ class LogGuard:
 
     def _check_budget(self, reservation: Reservation) -> None:
         """Its owner's budget, as the federation's acts say, holds everything that the log reserves on it."""
-        accounts, account, unit = self._view.accounts, self.account, reservation.event.unit
+        accounts, account, unit = self.view.accounts, self.account, reservation.event.unit
         grant = accounts.grants.get(account)
-        is_owners_own = grant is not None and grant.unit == unit and is_owners(grant, self._view.federation)
+        is_owners_own = grant is not None and grant.unit == unit and is_owners(grant, self.view.federation)
         is_fitting = is_owners_own and is_private(reservation.event)
         is_fitting = is_fitting and grant is not None and accounts.spent(account) <= grant.epsilon
         if grant is None or not (is_fitting or (grant.kind == "unbounded" and is_owners_own)):
@@ -318,7 +310,7 @@ class LogGuard:
         self._require(is_charged, "must find this attempt charged in the log before it is asked", "no charge")
 
     def _check_permission(self, session: Session, reservation: Reservation, now: int) -> None:
-        federation, run = self._view.federation, reservation.event.run
+        federation, run = self.view.federation, reservation.event.run
         case, study = federation.case_of(run), federation.study_of(run)
         is_approved = study is not None and (study.study, study.plan_hash) == (session.study, session.plan.hex())
         self._require(is_approved, "must find its study approved when the run began", "no approval of it")
@@ -327,7 +319,7 @@ class LogGuard:
         self._require(not federation.is_stopped(run), "must find a run that nobody stopped", "it stopped")
 
     def _check_roster(self, session: Session) -> Roster:
-        roster = self._view.federation.roster()
+        roster = self.view.federation.roster()
         is_in_force = (session.roster_epoch, session.roster.hex()) == (roster.epoch, roster.hash)
         self._require(is_in_force, f"must be asked with the signed roster in force, epoch {roster.epoch}", "another")
         is_member = self._site.name in {card.name for card in roster.members}
@@ -350,17 +342,17 @@ class LogGuard:
     def _unknown(self, session: Session | None = None) -> set[Mark]:
         """Attempts of the log that its memory, which is at least as new, would know; charged ones before `session`."""
         account, last = self.account, self._memory.last.mark
-        charged = {mark for mark in self._view.charged(account) if session is None or mark < session.mark}
-        return {mark for mark in charged | self._view.closed(account) if mark > last}
+        charged = {mark for mark in self.view.charged(account) if session is None or mark < session.mark}
+        return {mark for mark in charged | self.view.closed(account) if mark > last}
 
     def _check_current(self, head: Verified) -> None:
         """What it is compared with after a start holds all that was ever answered, or a quorum lies."""
-        is_current = self._is_compared or self._is_since(head, self._started)
+        is_current = self.is_compared or self._is_since(head, self._started)
         self._require(is_current, "must be shown, when it starts, a head that a quorum cosigned since", "an older one")
 
     def check_memory(self, session: Session | None = None) -> None:
         """Only before the first session after a start: later on, what it does not know it was not asked for."""
-        if not self._is_compared and (unknown := sorted(self._unknown(session))):
+        if not self.is_compared and (unknown := sorted(self._unknown(session))):
             raise self._refusal(
                 f"must remember every attempt of its runs when it starts, its mark is {self._memory.last.mark}",
                 f"{len(unknown)} in the log above it, the last {unknown[-1]}: it was restored from a copy, or was away",
@@ -384,11 +376,11 @@ class LogGuard:
             self._require(is_in, rule, "one that does not lead to the record's members")
 
     def _closed(self, mark: Mark) -> dict[str, str | None]:
-        reservation = self._view.reservations.get(mark[0])
+        reservation = self.view.reservations.get(mark[0])
         return reservation.closed.get(mark[1:], {}) if reservation is not None else {}
 
     def _check_mark(self, session: Session) -> None:
-        over = max(self._view.closed(self.account), default=(0, 0, 0))
+        over = max(self.view.closed(self.account), default=(0, 0, 0))
         floor = over if session.id == self._memory.last.session else max(over, self._memory.last.mark)
         rule = f"must be asked for each (run, round, attempt) once and in order, its mark is {floor}"
         self._require(session.mark > floor, rule, f"{session.mark}")

@@ -95,12 +95,7 @@ class LogView:
 
     def dataset_of(self, participant: str) -> str:
         """The newest dataset that a participant holds; empty if it holds none."""
-        held = [
-            key
-            for key, one in self.federation.datasets.items()
-            if one.registered.participant == participant and not one.is_erased
-        ]
-        return held[-1] if held else ""
+        return self.federation.held().get(participant, "")
 
     def account_of(self, participant: str) -> str:
         """Name of the budget that pays for the newest dataset of a participant; empty if it holds none."""

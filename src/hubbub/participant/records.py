@@ -69,7 +69,7 @@ class Records:
         if isinstance(update, CodeError):
             _site_log.warning("%s trained nothing in round %d: %s", self.name, work.round_number, update.message)
             update = np.zeros(mechanism.dimension, dtype=np.float32)
-        weight = int(self.slots.is_real.sum()) if mechanism.largest_weight else 0
+        weight = self.slots.real.size if mechanism.largest_weight else 0
         values = mechanism.weigh(mechanism.encode_update(update), weight)
         return mechanism.send(values, self._source(work))
 

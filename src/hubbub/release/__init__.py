@@ -1,6 +1,8 @@
 """What may be said about a model, and in whose words: the claim, and what leaves a run in other people's formats.
 
     claim.py            `make_claim`: a fold over a run's events
+    bundle.py           everything that an outsider needs to check a model, in one signed folder
+    verify.py           `verify_bundle`: checks it, offline
     model_signing.py    `sign_folder`, `verify_folder`: the OpenSSF model-signing bundle, P-256 keys
     registry.py         `registry_entry`: the claim as an entry of the OpenDP deployments registry
 

@@ -11,6 +11,7 @@ bundle.sig                   a signature over every file, in the same format
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +30,8 @@ MODEL, SIGNATURE, MODEL_SIGNATURE, PUBLIC_KEY = (
 )
 COPIED = ("claim.json", "study.json", "plan.json")
 """Files that come from the run directory as they are. No report: nothing would check it."""
+FILES = frozenset({*COPIED, MODEL, MODEL_SIGNATURE, PUBLIC_KEY, SIGNATURE, "policy"})
+"""All that a bundle holds besides the log: what nothing checks would be believed along with the rest."""
 
 
 class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +55,7 @@ def write_bundle(
     policy: Policy,
     key: ec.EllipticCurvePrivateKey,
 ) -> None:
-    """Write and sign a bundle.
+    """Write and sign a bundle, whole or not at all.
 
     Args:
         folder: Not there yet.
@@ -67,10 +70,20 @@ def write_bundle(
     """
     if folder.exists():
         raise InputError(f"{folder}, must be a new folder, found one; nothing released", hint="name another with --out")
-    for name, content in files.items():
-        tiles.replace_file(folder / name, content)
-    tiles.export(store, checkpoint, folder / "log")
-    tiles.replace_file(folder / "policy", bytes(policy))
-    tiles.replace_file(folder / PUBLIC_KEY, public_pem(key.public_key()))
-    sign_folder(folder / "model", key, folder / MODEL_SIGNATURE)
-    sign_folder(folder, key, folder / SIGNATURE)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name[:16]}-", dir=folder.parent) as made:
+            new = Path(made) / folder.name  # signatures record the name
+            for name, content in files.items():
+                tiles.replace_file(new / name, content)
+            tiles.export(store, checkpoint, new / "log")
+            tiles.replace_file(new / "policy", bytes(policy))
+            tiles.replace_file(new / PUBLIC_KEY, public_pem(key.public_key()))
+            sign_folder(new / "model", key, new / MODEL_SIGNATURE)
+            sign_folder(new, key, new / SIGNATURE)
+            new.rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}, must be a folder that can be made, {error.strerror}; nothing released",
+            hint="name another with --out",
+        ) from None

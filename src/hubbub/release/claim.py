@@ -8,7 +8,6 @@ import msgspec
 
 from hubbub.accounting.accounts import Accounts, Statement
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
-from hubbub.accounting.grants import repeated
 from hubbub.errors import VerificationError
 from hubbub.events import (
     AnyEvent,
@@ -19,6 +18,7 @@ from hubbub.events import (
     ParticipantJoined,
     RunFinished,
     RunStarted,
+    repeated,
 )
 from hubbub.governance import Federation
 from hubbub.planning import Claim, Plan

@@ -33,6 +33,8 @@ BUNDLE = (
 LEFT_OUT = frozenset({".git", ".gitattributes", ".github", ".gitignore"})
 """Entries at the top of a folder that other verifiers leave out unless told otherwise."""
 
+LARGEST = 1 << 28
+"""Most bytes of a key or a signature: they are read before anything is known of them."""
 FETCH = "fetch the folder again from whoever signed it"
 OPENSSL = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
@@ -102,7 +104,7 @@ def sign_folder(folder: Path, key: ec.EllipticCurvePrivateKey, signature: Path) 
     ignored = (own.relative_to(root).as_posix(),) if own.is_relative_to(root) else ()
     payload = msgspec.json.encode(_statement(root.name, files, ignored))
     signed = key.sign(_authenticated(payload), ec.ECDSA(hashes.SHA256()))
-    _create(signature, BUNDLE % (hint, b64encode(payload), b64encode(signed)), mode=0o644)
+    _create(signature, BUNDLE % (hint, b64encode(payload), b64encode(signed)))
 
 
 def verify_folder(folder: Path, public_key: ec.EllipticCurvePublicKey, signature: Path) -> None:
@@ -128,20 +130,14 @@ def verify_folder(folder: Path, public_key: ec.EllipticCurvePublicKey, signature
             raise VerificationError(f"{name!r}, must be the file that was signed, found other bytes", hint=FETCH)
 
 
-def new_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Make a P-256 key and keep it in a new PEM file that only its owner may read.
-
-    Raises:
-        InputError: The file exists or cannot be written.
-    """
-    key = ec.generate_private_key(ec.SECP256R1())
+def new_key() -> bytes:
+    """Make a P-256 key, as PEM."""
     pkcs8, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    _create(path, key.private_bytes(serialization.Encoding.PEM, pkcs8, none), mode=0o600)
-    return key
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(serialization.Encoding.PEM, pkcs8, none)
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read the file that `new_key` made."""
+    """Read a file that holds what `new_key` made."""
     try:
         key = serialization.load_pem_private_key(_read(path), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -274,19 +270,20 @@ def _real(path: Path) -> Path:
 
 def _read(path: Path) -> bytes:
     try:
-        is_endless = path.is_fifo() or path.is_char_device()
+        is_endless = path.is_fifo() or path.is_char_device() or path.stat().st_size > LARGEST
         content = b"" if is_endless else path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}, must be a readable file, {error.strerror}", hint=typed("ls", "-l", path)) from None
     if is_endless:
-        raise InputError(f"{path}, must be a file, found a pipe or a device", hint=typed("ls", "-l", path))
+        rule = f"must be a file of at most {LARGEST} bytes"
+        raise InputError(f"{path}, {rule}, found a larger one, a pipe or a device", hint=typed("ls", "-l", path))
     return content
 
 
-def _create(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a new file; an older signature or key is never written over."""
+def _create(path: Path, content: bytes) -> None:
+    """Write a new file; an older signature is never written over."""
     try:
-        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+        with path.open("xb") as file:
             file.write(content)
     except OSError as error:
         raise InputError(

@@ -32,12 +32,12 @@ from hubbub.events import (
     RunStarted,
     decode_event,
 )
-from hubbub.governance import Federation, Permit, terms_of
+from hubbub.governance import Federation, Permit, terms_of, witness_policy
 from hubbub.planning import Plan, check_plan, plan_from
-from hubbub.release.bundle import MODEL, MODEL_SIGNATURE, PUBLIC_KEY, SIGNATURE, StudyFacts, as_json
+from hubbub.release.bundle import FILES, MODEL, MODEL_SIGNATURE, PUBLIC_KEY, SIGNATURE, StudyFacts, as_json
 from hubbub.release.claim import ReleaseClaim, claim_from_log
 from hubbub.release.model_signing import fingerprint, read_public_key, verify_folder
-from hubbub.tlog import Policy, tiles, verify_checkpoint
+from hubbub.tlog import Note, Policy, Verifier, tiles, verify_checkpoint
 from hubbub.tlog.policy import parse_policy
 
 COMPUTED = "recomputed claim"
@@ -131,7 +131,10 @@ def _verify(
     yield Check("model", f"{released.model_hash[:16]}, released by entry {events.index(released)} of the log")
 
     yield Check("plan", _check_run(events, released, plan, facts))
-    yield Check("acts", _check_acts(events, released, plan, facts))
+    federation, words = _check_acts(events, released, plan, facts)
+    if not with_policy:
+        _check_witnessed(note, federation, head.log)
+    yield Check("acts", words)
     yield Check("budget", _check_budget(events, released.run, recompute=recompute))
     _require(claim.certifiable and claim.epsilon_spent is not None, "claim", "must be of noise that nobody can repeat")
     if recompute:
@@ -145,14 +148,17 @@ def _verify(
 
 
 def _check_files(folder: Path) -> str:
-    """Every file is signed, and no other is there; returns the key's fingerprint."""
+    """Every file is signed and is one that is checked, and no other is there; returns the key's fingerprint."""
     try:
         public = read_public_key(folder / PUBLIC_KEY)
         verify_folder(folder, public, folder / SIGNATURE)
         verify_folder(folder / "model", public, folder / MODEL_SIGNATURE)
-        return fingerprint(public)
     except InputError as error:
         raise VerificationError(f"bundle: {error.message}; this release is not verified", hint=error.hint) from None
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in found:
+        _require(name in FILES or name.startswith("log/"), repr(name), "must be a file that every release has")
+    return fingerprint(public)
 
 
 def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, facts: StudyFacts) -> str:
@@ -191,7 +197,9 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     return f"{plan.hash[:16]}, of these settings, reserved before the run began; {plan.rounds} rounds, each once"
 
 
-def _check_acts(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, facts: StudyFacts) -> str:
+def _check_acts(
+    events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, facts: StudyFacts
+) -> tuple[Federation, str]:
     """Fold every act: signatures, roles and order are checked on the way; then what allowed this run and release."""
     federation, run = Federation(), released.run
     data = {event.participant: event.data_commitment for event in events if _is_of(event, run, ParticipantJoined)}
@@ -211,12 +219,18 @@ def _check_acts(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan,
                 permit = federation.may_release(run=run, **hashes, now=federation.latest)
         federation.apply(event)
     if federation.is_sandbox:
-        return "a sandbox: nobody had to approve"
+        return federation, "a sandbox: nobody had to approve"
     if permit is None or was_sandbox:
         raise _failure("acts", "must allow run and release after the federation began")
     cards = [federation.holders[key].card for key in permit.approved_by]
     by = ", ".join(sorted(f"{card.name} of {card.organisation}" for card in cards))
-    return f"federation {federation.name}: study and release approved, the release by {by}"
+    return federation, f"federation {federation.name}: study and release approved, the release by {by}"
+
+
+def _check_witnessed(note: Note, federation: Federation, log: Verifier) -> None:
+    """The witnesses are the holders that the acts name, whatever the bundle's policy asks for: its maker wrote that."""
+    with _as_failure("acts"):
+        verify_checkpoint(note, witness_policy(federation, log))
 
 
 def _check_permit(
@@ -226,7 +240,7 @@ def _check_permit(
     if federation.is_sandbox:
         _require(set(reserved.datasets) == set(plan.slots), "budget", "must be charged to its own participants")
         return
-    held = {known.registered.participant: key for key, known in federation.datasets.items() if not known.is_erased}
+    held = federation.held()
     _require(data.keys() <= held.keys(), "acts", "must register the dataset of every participant")
     accounts = {federation.datasets[held[name]].account for name in data}
     _require(set(reserved.datasets) == accounts, "acts", "must charge the budgets of the participants' own datasets")

@@ -83,26 +83,13 @@ class Checks:
         roster: Who may take part.
         parameters: The thresholds of the approved plan.
         last_mark: The highest mark on disk.
-        pinned: Participants that this site knows to be real.
-        pinned_min: Fewest of them in a session.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        roster: Roster,
-        parameters: Parameters,
-        last_mark: tuple[int, int, int],
-        pinned: frozenset[str],
-        pinned_min: int,
-    ) -> None:
+    def __init__(self, name: str, *, roster: Roster, parameters: Parameters, last_mark: tuple[int, int, int]) -> None:
         self.name = name
         self._roster = roster
         self._parameters = parameters
         self._last_mark = last_mark
-        self._pinned = pinned
-        self._pinned_min = pinned_min
         self._held: Held | None = None
         self._check_whole_roster()
 
@@ -222,11 +209,6 @@ class Checks:
     def _check_organisations(self, names: Sequence[str]) -> None:
         fewest, found = self._parameters.org_min, self._roster.organisations(names)
         self._require(found >= fewest, f"must be with {fewest} organisations", str(found))
-
-    def _check_pinned(self, names: Sequence[str]) -> None:
-        found = len(self._pinned.intersection(names))
-        rule = f"must be with {self._pinned_min} participants that its site pinned"
-        self._require(found >= self._pinned_min, rule, str(found))
 
     # --- message 2', deliver ---
 

@@ -11,7 +11,7 @@ only and gone when the session ends, so a second answer to one question cannot e
 memory during a session reads the vector.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -70,16 +70,6 @@ Mark = Callable[[int, int, int], None]
 Charge = Callable[[int, int], None]
 
 
-class SessionRecord(msgspec.Struct, frozen=True):
-    """What may be written down about a session: how far it came and the hashes agreed on."""
-
-    session: bytes
-    stage: Stage
-    adverts: bytes
-    edges: bytes
-    survivors: bytes
-
-
 class Client(Checks):
     """One participant in one run, session after session.
 
@@ -91,8 +81,6 @@ class Client(Checks):
         mark: Called with (run, round, attempt); returns once that is durable, before any key or advert exists.
         charge: Called with (round, attempt); returns once the attempt is durably charged, raises to refuse.
         last_mark: The highest mark on disk.
-        pinned: Participants that this site knows to be real.
-        pinned_min: Fewest of them in a session.
 
     Guarantees:
         At most one advert per mark, one masked vector per charge, one set of survivors per session, and per
@@ -110,17 +98,8 @@ class Client(Checks):
         mark: Mark,
         charge: Charge,
         last_mark: tuple[int, int, int] = (0, 0, 0),
-        pinned: Collection[str] = (),
-        pinned_min: int = 0,
     ) -> None:
-        super().__init__(
-            name,
-            roster=roster,
-            parameters=parameters,
-            last_mark=last_mark,
-            pinned=frozenset(pinned),
-            pinned_min=pinned_min,
-        )
+        super().__init__(name, roster=roster, parameters=parameters, last_mark=last_mark)
         self.evidence: list[Evidence] = []
         self.closed: Close | None = None
         self._key = key
@@ -230,14 +209,6 @@ class Client(Checks):
         """How far the current session is."""
         return self._held.stage if self._held is not None else None
 
-    @property
-    def record(self) -> SessionRecord | None:
-        """What may be written down about the current session."""
-        held = self._held
-        if held is None:
-            return None
-        return SessionRecord(held.id, held.stage, held.adverts_hash, held.edges_hash, held.survivors_hash)
-
     # --- randomness: the operating system's; a frozen transcript overrides these two ---
 
     def _draw(self, size: int) -> bytes:
@@ -300,7 +271,6 @@ class Client(Checks):
         self._check_exchange_keys(adverts)
         self._check_session_size(names)
         self._check_organisations(names)
-        self._check_pinned(names)
         held.adverts, held.names, held.place = adverts, names, names.index(self.name)
         held.threshold = self._parameters.threshold_for(len(adverts))
         held.adverts_hash = agreed.adverts_digest(held.id, [signed.body for signed in message.adverts])

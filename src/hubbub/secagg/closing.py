@@ -93,12 +93,6 @@ def is_member(receipt: Receipt, members: str, name: str, consent: bytes) -> bool
     return members in {agreed.root_from(leaf, receipt.path, receipt.place).hex() for leaf in leaves}
 
 
-def is_of(closing: Closing, *, salt: bytes, survivors: bytes, aggregate: bytes) -> bool:
-    """Whether a record is of the survivors and the sum that a member knows."""
-    shown = (closing.survivors, closing.aggregate)
-    return shown == (_commit("survivors", salt, survivors), _commit("aggregate", salt, aggregate))
-
-
 def _commit(kind: str, salt: bytes, value: bytes | memoryview) -> bytes:
     return digest(kind, salt, value)
 

@@ -46,6 +46,21 @@ def read_lock(path: Path) -> Lock | None:
         ) from None
 
 
+def decode_lock(data: bytes) -> Lock:
+    """Read a lock as it travels, with a proposal and a run.
+
+    Raises:
+        StudyError: The bytes are no lock.
+    """
+    try:
+        return msgspec.json.decode(data, type=Lock)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise StudyError(
+            f"study.lock, must be what hubbub propose wrote, {error}; nothing trained, nothing sent",
+            hint="propose the study again",
+        ) from None
+
+
 def write_lock(path: Path, lock: Lock) -> None:
     """Write study.lock for people to read, all of it or none: one line per participant."""
     new = path.with_name(path.name + ".new")

@@ -7,7 +7,6 @@
     database.py     one SQLite file, all or nothing, durable
     store.py        the entries and the tree above them
     copy.py         somebody else's log, as far as it was seen
-    group.py        many waiting writers, one commit
     proof.py        the file that proves one entry
     tiles.py        a log as a folder of static files
     policy.py       which logs and whose cosignatures count
