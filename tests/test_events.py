@@ -15,7 +15,6 @@ from hubbub.events import (
     RunStarted,
     decode_event,
     encode_event,
-    read_events,
 )
 
 KINDS = typing.get_args(AnyEvent)
@@ -174,25 +173,6 @@ def test_a_deep_dp_event_is_refused():
     assert is_orderly(line + b',"attempts":1,"inflation":0}')
 
 
-# --- files
-
-
-def test_a_file_is_read_line_by_line(tmp_path):
-    path = tmp_path / "events.jsonl"
-    events = [BudgetCharged(run="r\u2028\n", round_number=number, attempt=1) for number in range(5)]
-    path.write_bytes(b"".join(encode_event(event) + b"\n" for event in events))
-    assert read_events(path) == events
-
-
-def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError) as caught:
-        read_events(tmp_path / "events.jsonl")
-    assert caught.value.message == f"{tmp_path / 'events.jsonl'}, must be an event file, No such file or directory"
-    assert caught.value.hint == "name the folder of a run"
-
-
-def test_a_damaged_line_is_refused(tmp_path):
-    path = tmp_path / "events.jsonl"
-    path.write_bytes(encode_event(BudgetCharged(run="r", round_number=1, attempt=1)) + b"\n{}\n")
-    with pytest.raises(InputError, match="must be one JSON object of a known kind"):
-        read_events(path)
+def test_an_event_is_one_line_whatever_it_says():
+    line = encode_event(BudgetCharged(run="r\u2028\r\n", round_number=1, attempt=1))
+    assert line.splitlines() == [line]

@@ -8,7 +8,6 @@ third kind: a type that needs one does not belong here.
 *Trust:* whoever writes the file can write anything; what makes it evidence is the log that holds it.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -237,18 +236,3 @@ def decode_event(line: bytes | str) -> AnyEvent:
 def encode_event(event: Event) -> bytes:
     """One event as one line of JSON, without the newline; the same event gives the same bytes."""
     return msgspec.json.encode(event, order="deterministic")
-
-
-def read_events(path: Path) -> list[AnyEvent]:
-    """Read an event file, in order.
-
-    Raises:
-        InputError: The file cannot be read, or a line is no event.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(
-            f"{path}, must be an event file, {error.strerror or error}", hint="name the folder of a run"
-        ) from None
-    return [decode_event(line) for line in lines]

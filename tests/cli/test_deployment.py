@@ -1,10 +1,10 @@
 """What people ask of a coordinator over a real connection, and what a dishonest one cannot do to them."""
 
-import importlib.util
 import threading
 import time
 from pathlib import Path
 
+import deployment
 import pytest
 
 from hubbub.cli import deployment as commands
@@ -15,16 +15,6 @@ from hubbub.engine.coordinate import Coordinating
 from hubbub.engine.direct import Credentials, DirectServer, Spool, serve
 from hubbub.engine.home import server_credentials
 from hubbub.governance.enrolment import client_credentials, read_membership
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-deployment = load(Path(__file__).parents[1] / "engine" / "deployment.py")
 
 
 class Listening:

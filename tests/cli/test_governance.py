@@ -133,12 +133,13 @@ def test_a_log_without_a_federation_is_shown_as_a_sandbox(study, desk):
     assert desk.rows("federation", "show")["name"].startswith("sandbox: ")
 
 
-def test_nothing_is_signed_where_there_is_no_log(desk):
+def test_nothing_is_signed_where_there_is_no_log(desk, study):
     desk.home = desk.folder / "nowhere"
-    code, error = desk.refused("incident", "open", "S1", "x", who="owner-a")
-    assert code == 2
-    assert error == f"{desk.home}, must hold a log, found none; nothing recorded"
-    assert not desk.home.exists()
+    for words, who in ((("incident", "open", "S1", "x"), "owner-a"), (("propose", "study", study), "scientist")):
+        code, error = desk.refused(*words, who=who)
+        assert code == 2
+        assert error == f"{desk.home}, must hold a log, found none; nothing recorded"
+        assert not desk.home.exists()
 
 
 def test_a_founding_may_ask_for_more(desk):

@@ -95,7 +95,7 @@ def test_no_terminal_obeys_an_entry(home, capsys):
 
 def test_a_home_without_a_log_is_named(tmp_path, capsys):
     code, error = refused(capsys, "log", "show", "--home", tmp_path)
-    assert (code, error) == (2, f"{tmp_path}, must hold a log, found none")
+    assert (code, error) == (2, f"{tmp_path}, must hold a log, found none; nothing read")
 
 
 def test_a_log_beside_a_study_is_found(tmp_path, monkeypatch, capsys):

@@ -204,7 +204,11 @@ def test_what_a_study_would_cost_is_read_from_the_home_beside_it(study, capsys):
         (["verify", "nowhere"], "nowhere, must be a bundle, found no folder", "hubbub release"),
         (["plan", "study.py"], "must be a study's folder or its study.toml, found Python code", "name its folder: ."),
         (["plan", "nowhere"], "must be a readable study file, No such file or directory", "hubbub new DIR"),
-        (["budget", "show", "--home", "nowhere"], "nowhere, must hold an event log, found none", "--study STUDY"),
+        (
+            ["budget", "show", "--home", "nowhere"],
+            "nowhere, must hold a log, found none",
+            "--study STUDY",
+        ),
         (["budget", "grant", "x-*", "--epsilon", "1"], "must match a dataset of the ledger, found none", "budget show"),
         (["budget", "grant", "x", "--epsilon", "-1"], "epsilon, must be a positive number, found -1.0", "--epsilon 3"),
         (["budget", "grant", "x", "--epsilon", "many"], "invalid float value: 'many'", "hubbub budget grant --help"),

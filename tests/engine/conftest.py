@@ -1,29 +1,21 @@
 """Carriers for the tests of this room."""
 
 import functools
-import importlib.util
-from pathlib import Path
+import importlib
 
 import pytest
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def carriers():
     """Give the module of carriers."""
-    return _load("carriers")
+    return importlib.import_module("carriers")
 
 
 @pytest.fixture(scope="session")
 def certificates():
     """Give the module of throw-away certificates."""
-    return _load("certificates")
+    return importlib.import_module("certificates")
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +50,7 @@ def federations(tmp_path_factory):
     made = []
 
     def make(**options):
-        made.append(_load("processes").Federation(tmp_path_factory.mktemp("federation"), **options))
+        made.append(importlib.import_module("processes").Federation(tmp_path_factory.mktemp("federation"), **options))
         return made[-1]
 
     yield make
@@ -70,7 +62,7 @@ def federations(tmp_path_factory):
 def flare_python():
     """Give the interpreter of NVIDIA FLARE's own environment, which is made at the first use."""
     try:
-        return _load("flare_system").interpreter()
+        return importlib.import_module("flare_system").interpreter()
     except SystemExit as error:
         pytest.skip(f"NVIDIA FLARE cannot be installed here: {error.code}")
 
@@ -78,7 +70,7 @@ def flare_python():
 @pytest.fixture(scope="session")
 def flare(tmp_path_factory, flare_python):
     """Give a server and a client of NVIDIA FLARE, both on this machine, with jobs of ours."""
-    system = _load("flare_system").System(tmp_path_factory.mktemp("flare"), flare_python)
+    system = importlib.import_module("flare_system").System(tmp_path_factory.mktemp("flare"), flare_python)
     yield system
     system.close()
 

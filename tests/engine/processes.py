@@ -5,7 +5,6 @@ a kill cannot take back; it stands against the sites' own memory and the coordin
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import deployment
+
 from hubbub.accounting.accounts import Accounts
 from hubbub.engine.direct import Credentials, send_command
 from hubbub.engine.home import open_log
@@ -25,15 +26,6 @@ from hubbub.events import RoundClosed, RunFinished
 from hubbub.governance.enrolment import client_credentials, read_membership
 from hubbub.participant.log_view import LogView
 
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-deployment = load("deployment")
 SCRIPT = str(Path(__file__).with_name("host_process.py"))
 ROUNDS, RETRIES, LAST, KILLED = 8, 8, 4, -signal.SIGKILL
 STUDY = deployment.STUDY.replace("rounds = 4", f"rounds = {ROUNDS}").replace("retries = 4", f"retries = {RETRIES}")

@@ -6,13 +6,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from recorded import read_events
 from safetensors.numpy import load_file
 
 import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.errors import BudgetError, CodeError, InputError, RoundError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetCharged, Evaluated, RoundClosed, read_events
+from hubbub.events import BudgetCharged, Evaluated, RoundClosed
 from hubbub.randomness import SeededRandomness
 
 NOISELESS = {"privacy": {"noise": "none", "epsilon": None}, "sampling": {"examples": "everything", "probability": None}}

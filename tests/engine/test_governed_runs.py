@@ -317,8 +317,13 @@ def test_a_site_refuses_what_everybody_else_agreed_to(world, run, text, words):
 def test_a_limit_of_nobody_is_refused(world, run):
     study = world.approved()
     write_policy(world, "bb", "epsilon = 0.5")
-    with pytest.raises(RefusedError, match=r"bb\.toml, must have the name of a participant in the roster, found 'bb'"):
+    with pytest.raises(RefusedError, match=r"bb\.toml, must have the name of a participant .*, found 'bb\.toml'"):
         run(study)
+    for name in ("b.TOML", "b"):
+        (world.home / "sites" / "bb.toml").rename(world.home / "sites" / name)
+        with pytest.raises(RefusedError, match=rf"{name}, must have .* and end in \.toml, found '{name}'"):
+            run(study)
+        (world.home / "sites" / name).rename(world.home / "sites" / "bb.toml")
 
 
 def test_a_site_asks_its_policy_in_a_sandbox_and_when_a_run_goes_on(tmp_path, make_study, settings, run):

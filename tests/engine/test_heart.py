@@ -1,11 +1,11 @@
 """Four hospitals' records, on hosts of their own and in one process: one epsilon, and without noise the same bytes."""
 
-import importlib.util
 import os
 import pathlib
 import shutil
 
 import pytest
+from test_hosts import World
 
 import hubbub
 
@@ -72,17 +72,6 @@ def model():
     return torch.nn.Linear(13, 2)
 """
 NAMES = ("cleveland", "hungarian", "switzerland", "va")
-
-
-def load(name):
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-World = load("test_hosts").World
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """A coordinator's keys: made once, its owner's alone, refused when damaged."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from hubbub.engine.home import open_authority, open_coordinator_key, open_log, server_credentials
+from hubbub.engine.home import open_authority, open_coordinator_key, open_log, salts, server_credentials
 from hubbub.errors import InputError
 from hubbub.governance import Federation
 from hubbub.governance.certificates import read_certificate
@@ -17,6 +19,13 @@ def test_the_coordinators_key_is_made_once_and_its_owners_alone(tmp_path):
     assert open_coordinator_key(tmp_path / "home").public == key.public
     assert open_coordinator_key(tmp_path / "other").public != key.public
     assert (tmp_path / "home" / "coordinator.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_salts_that_many_make_at_once_are_all_kept(tmp_path):
+    names = [f"site-{number}" for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda name: salts(tmp_path, [name])[name], names))
+    assert [salts(tmp_path, names)[name] for name in names] == made
 
 
 @pytest.mark.parametrize("content", ["", "00", "zz" * 32, "00" * 33])

@@ -4,11 +4,10 @@ The bytes are those between hosts; the carrier is a call that a test may spoil. 
 its folder, a coordinator by being made anew on its home.
 """
 
-import importlib.util
 import json
-import pathlib
 import shutil
 
+import deployment
 import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -33,17 +32,6 @@ from hubbub.messages import (
     decode_message,
     encode_message,
 )
-
-
-def load(name):
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-deployment = load("deployment")
 
 
 class Wires:

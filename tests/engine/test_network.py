@@ -3,12 +3,12 @@
 The referee is in `processes.py`.
 """
 
-import importlib.util
 import random
 import socket
 import time
-from pathlib import Path
 
+import network as networks
+import processes
 import pytest
 
 from hubbub.events import RoundFailed
@@ -16,14 +16,6 @@ from hubbub.events import RoundFailed
 pytestmark = pytest.mark.slow
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-processes, networks = load("processes"), load("network")
 ROUNDS, until = processes.ROUNDS, processes.until
 
 

@@ -3,13 +3,12 @@
 The referee is in `processes.py`.
 """
 
-import importlib.util
 import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import processes
 import pytest
 
 from hubbub.engine.commands import ShowStatus
@@ -20,14 +19,6 @@ from hubbub.events import ParticipantRefused
 pytestmark = pytest.mark.slow
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-processes = load("processes")
 KILLED, LAST, ROUNDS, until = processes.KILLED, processes.LAST, processes.ROUNDS, processes.until
 
 

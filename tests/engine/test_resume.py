@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from recorded import read_events
 
 import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.errors import InputError, RefusedError, StoppedError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetCharged, Evaluated, RoundClosed, RunFinished, RunResumed, read_events
+from hubbub.events import BudgetCharged, Evaluated, RoundClosed, RunFinished, RunResumed
 from hubbub.randomness import SeededRandomness
 from hubbub.tlog import Store
 

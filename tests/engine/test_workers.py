@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recorded import read_events
 
 import hubbub
 from hubbub.accounting.ledger import Ledger
@@ -18,7 +19,7 @@ from hubbub.engine.prepare import prepare
 from hubbub.engine.workers import Alone, Pool, Turns
 from hubbub.errors import InputError, StoppedError, WorkerError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetCharged, RoundClosed, read_events
+from hubbub.events import BudgetCharged, RoundClosed
 from hubbub.mechanism.encode import from_ring
 from hubbub.messages import pack_parameters
 from hubbub.participant.records import Records, Work

@@ -2,9 +2,8 @@
 
 import dataclasses
 import hashlib
-import importlib.util
-from pathlib import Path
 
+import machine
 import msgspec
 import pytest
 from cryptography import x509
@@ -19,15 +18,6 @@ from hubbub.governance.attestation import report_data
 from hubbub.governance.snp import Tcb, read_report
 from hubbub.tlog import Checkpoint
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-machine = load(Path(__file__).parents[1] / "machine.py")
 published, Machine, NOW, MEASURED = machine.published, machine.Machine, machine.NOW, machine.MEASURED
 KEY = bytes(range(32))
 HEAD = Checkpoint("hubbub.test/log", 7, hashlib.sha256(b"root").digest())

@@ -667,6 +667,15 @@ def test_a_new_version_shares_the_budget_of_the_old_one(founded):
     assert (list(founded.state.budgets), founded.state.budgets[old].epsilon) == ([old], 10.0)
 
 
+def test_a_hint_to_the_shared_budget_can_be_typed_as_it_stands(founded):
+    old = founded.register(1, epsilon=1.23456789, delta=1.23456789e-6)
+    with pytest.raises(RefusedError, match=r"shares the budget of epsilon 1\.23456789 at delta 1\.2345") as caught:
+        founded.propose("owner-1", founded.dataset(1, "b", version_of=old))
+    words = caught.value.hint.split()
+    typed = {"epsilon": float(words[1]), "delta": float(words[3])}
+    founded.propose("owner-1", founded.dataset(1, "b", version_of=old, **typed))
+
+
 def test_disjoint_units_have_a_budget_of_their_own_if_two_owners_say_so(founded):
     old = founded.register(1)
     act = founded.dataset(1, "b", version_of=old, is_disjoint=True, epsilon=1.0)

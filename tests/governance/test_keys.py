@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hubbub.errors import InputError, RefusedError
 from hubbub.governance import load_keys, new_keys
+from hubbub.governance.envelope import is_signed
 from hubbub.governance.keys import read_card, write_card
 
 
@@ -164,6 +165,39 @@ def test_a_card_that_was_changed_anywhere_is_refused(keys, tmp_path, field, valu
     write_card(msgspec.structs.replace(keys.card, **{field: value}), tmp_path / "ana.card")
     with pytest.raises(RefusedError, match="must be signed by its identity key"):
         read_card(tmp_path / "ana.card")
+
+
+ONE = "01" + "00" * 31
+"""The point of order 1, for which R = 1, S = 0 is a signature of everything."""
+
+
+POINTS = (
+    ONE,
+    "00" * 32,
+    "00" * 31 + "80",
+    "ec" + "ff" * 30 + "7f",
+    "ed" + "ff" * 30 + "7f",
+    "ee" + "ff" * 31,
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+)
+SMALL = "found one of small order, for which anybody can sign; nothing recorded"
+
+
+@pytest.mark.parametrize("use", ["protocol", "witness"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_key_for_which_anybody_can_sign_is_on_no_card(keys, use, point):
+    card = msgspec.structs.replace(keys.card, **{use: point})
+    card = msgspec.structs.replace(card, signature=keys.identity.sign(card.message).hex())
+    with pytest.raises(RefusedError, match=SMALL):
+        card.check()
+
+
+def test_a_holder_who_could_deny_every_signature_has_no_card(keys):
+    card = msgspec.structs.replace(keys.card, identity=ONE, signature=ONE + "00" * 32)
+    assert is_signed(bytes.fromhex(ONE), bytes.fromhex(card.signature), b"anything")
+    with pytest.raises(RefusedError, match=SMALL):
+        card.check()
 
 
 def test_one_key_has_one_purpose(keys):

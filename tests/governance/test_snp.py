@@ -1,10 +1,9 @@
 """Reports of real machines are believed, and nothing that differs from them in a bit."""
 
 import datetime as dt
-import importlib.util
 import random
-from pathlib import Path
 
+import machine
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,15 +12,6 @@ from hypothesis import strategies as st
 from hubbub.errors import RefusedError
 from hubbub.governance.snp import _LAYOUT, ROOTS, Report, read_tcb, verify_report
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-machine = load(Path(__file__).parents[1] / "machine.py")
 published, Machine, NOW = machine.published, machine.Machine, machine.NOW
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedRandomness
 
 from hubbub.errors import InputError, RoundError
 from hubbub.mechanism.discrete_gaussian import (
@@ -23,23 +24,9 @@ from hubbub.mechanism.discrete_gaussian import (
     is_below_gaussian,
     propose,
 )
-from hubbub.randomness import OperatingSystemRandomness, Randomness, SeededRandomness
+from hubbub.randomness import OperatingSystemRandomness, SeededRandomness
 
 SIGMAS = st.one_of(st.integers(1, 300), st.integers(1, 2**25), st.sampled_from([204, 205, 3057090, 2**25]))
-
-
-class ScriptedRandomness(Randomness):
-    """Hands out the words of a script, and fails when asked for more."""
-
-    name = "injected"
-
-    def __init__(self, words):
-        self.script = list(words)
-
-    def words(self, count):
-        taken, self.script = self.script[:count], self.script[count:]
-        assert len(taken) == count
-        return np.array(taken, dtype=np.uint64)
 
 
 def gaussian(magnitude, sigma):

@@ -12,28 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import ScriptedRandomness
 
 from hubbub.errors import InputError
 from hubbub.randomness import (
     Keystream,
     OperatingSystemRandomness,
-    Randomness,
     SeededRandomness,
 )
-
-
-class ScriptedRandomness(Randomness):
-    """Hands out the words of a script, and fails when asked for more."""
-
-    name = "injected"
-
-    def __init__(self, words):
-        self.script = list(words)
-
-    def words(self, count):
-        taken, self.script = self.script[:count], self.script[count:]
-        assert len(taken) == count
-        return np.array(taken, dtype=np.uint64)
 
 
 def chi_square_p_value(observed, expected):

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from recorded import read_events
 
 import hubbub
 from hubbub.accounting.ledger import Ledger
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetCharged, read_events
+from hubbub.events import BudgetCharged
 from hubbub.governance import Federation
 from hubbub.release import make_claim
 

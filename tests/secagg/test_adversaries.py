@@ -6,13 +6,12 @@ against each and sees it succeed. Where thresholds of an approved plan would alr
 has lower ones, so that the check stands alone.
 """
 
-import importlib.util
 import itertools
-import pathlib
 
 import msgspec
 import numpy as np
 import pytest
+import simulator
 
 from hubbub.errors import InputError, PlanError
 from hubbub.secagg import Client, Parameters, Server, SigningKey
@@ -22,15 +21,6 @@ from hubbub.secagg.keys import TAG_BYTES, enc
 from hubbub.secagg.messages import Advert, Adverts, Consent, Consents, Header, Signed, Unmask, read, write
 from hubbub.secagg.messages import Envelope as Wrapped
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-simulator = load(pathlib.Path(__file__).parents[1] / "simulator.py")
 World, signed = simulator.World, simulator.signed
 replace = msgspec.structs.replace
 VICTIM, CORRUPT = "site-00", "site-07"

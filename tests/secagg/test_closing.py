@@ -7,13 +7,12 @@ and padding that a careless coordinator might use. `CARELESS` are such coordinat
 
 import contextlib
 import functools
-import importlib.util
 import itertools
-import pathlib
 
 import msgspec
 import numpy as np
 import pytest
+import simulator
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,15 +23,6 @@ from hubbub.secagg.closing import Receipt, close_session, is_member
 from hubbub.secagg.keys import digest, sha256
 from hubbub.secagg.messages import Consent, Signed, read
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-simulator = load(pathlib.Path(__file__).parents[1] / "simulator.py")
 named = simulator.named
 NAMES = tuple(f"site-{number}" for number in range(6))
 KEYS = {name: SigningKey(named(name)) for name in NAMES}

@@ -1,24 +1,13 @@
 """Any message, changed in any way by anybody, gives the exact sum or a refusal of ours, and never a crash."""
 
-import importlib.util
-import pathlib
-
 import msgspec
 import pytest
+import simulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubbub.secagg.messages import Envelope, read
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-simulator = load(pathlib.Path(__file__).parents[1] / "simulator.py")
 World = simulator.World
 KINDS = (*list(simulator.BODIES)[:5], *simulator.STAGES)
 WAYS = {

@@ -6,6 +6,7 @@ Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 v
     commands.py    new, check, plan, run, resume, stop, release, verify
     checks.py      what a verification found
     plain.py       text by strangers, as no terminal obeys it; where tables go; JSON
+    home.py        which home a command on this machine is about
     budget.py      budget show, grant, forecast, history
     log.py         log show, prove, export, witness, verify
     governance.py  keys, federation, dataset, propose, approve, incident; governance_arguments.py, governance_lists.py

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from hubbub.cli.budget import chosen_home
+from hubbub.cli.home import NAMED, chosen_home, home_with_log
 from hubbub.engine.acts import Acts, LocalActs
 from hubbub.engine.commands import PART_BYTES, AnyAnswer, Command, Failed, read_answer
-from hubbub.engine.home import LOG, VARIABLE, open_log
+from hubbub.engine.home import open_log
 from hubbub.errors import InputError
 from hubbub.governance import Federation, load_keys
 from hubbub.governance.enrolment import client_credentials, read_membership
@@ -43,13 +43,9 @@ def state_of(options: argparse.Namespace) -> Federation:
 
 
 def _local(options: argparse.Namespace, *, must_exist: bool) -> Acts:
-    home = chosen_home(options)
-    if must_exist and not (home / LOG).exists():
-        raise InputError(
-            f"{home}, must hold a log, found none; nothing recorded",
-            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is, --at MEMBERSHIP that it is elsewhere",
-        )
-    return LocalActs(open_log(home))
+    if must_exist:
+        home_with_log(options, "nothing recorded", hint=f"{NAMED}, --at MEMBERSHIP that it is elsewhere")
+    return LocalActs(open_log(chosen_home(options)))
 
 
 def _remote(options: argparse.Namespace) -> Acts:

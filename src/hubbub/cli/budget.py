@@ -5,12 +5,12 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from hubbub.accounting.grants import filter_grant, schedule_grant
 from hubbub.accounting.ledger import Ledger
 from hubbub.cli import show as view
-from hubbub.engine.home import LOG, VARIABLE, home_folder, open_log
+from hubbub.cli.home import chosen_home, home_with_log
+from hubbub.engine.home import open_log
 from hubbub.errors import BudgetError, InputError
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetGranted, BudgetReserved
@@ -118,19 +118,6 @@ def _planned(study: str) -> BudgetReserved:
 
 
 def _log(options: argparse.Namespace, *, must_exist: bool = True) -> EventLog:
-    home = chosen_home(options)
-    if must_exist and not (home / LOG).exists():
-        raise InputError(
-            f"{home}, must hold an event log, found none: nothing was ever granted or run there",
-            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
-        )
-    return open_log(home)
-
-
-def chosen_home(options: argparse.Namespace) -> Path:
-    """The home that `--home`, `--study` or HUBBUB_HOME names."""
-    study = options.study or getattr(options, "planned", None)  # what is forecast lies beside its home too
-    beside = Path(study) if isinstance(study, str) else None
-    if beside is not None and beside.is_file():
-        beside = beside.parent
-    return Path(options.home) if options.home else home_folder(beside)
+    if must_exist:
+        home_with_log(options, "nothing was ever granted or run there")
+    return open_log(chosen_home(options))

@@ -5,9 +5,8 @@ import datetime as dt
 import time
 from pathlib import Path
 
-from hubbub.cli.budget import chosen_home
+from hubbub.cli.home import home_with_log
 from hubbub.engine.enrol import admit as admit_all
-from hubbub.engine.home import LOG
 from hubbub.errors import InputError
 from hubbub.governance import load_keys
 from hubbub.governance.certificates import Request, make_request, read_request
@@ -26,11 +25,7 @@ def enrol(options: argparse.Namespace) -> None:
 
 def admit(options: argparse.Namespace) -> None:
     """Write a membership for each request; all or none."""
-    home = chosen_home(options)
-    if not (home / LOG).exists():
-        raise InputError(
-            f"{home}, must hold a log, found none; no certificate made", hint="hubbub federation found comes first"
-        )
+    home = home_with_log(options, "no certificate made", hint="hubbub federation found comes first")
     requests = [_request(Path(path)) for path in options.requests]
     made = admit_all(home, requests, address=options.address, now=int(time.time()), days=options.days)
     for name, membership in made.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from hubbub.cli.acts import LONG, asked, opened, state_of
-from hubbub.cli.budget import chosen_home
+from hubbub.cli.home import chosen_home
 from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
 from hubbub.engine.commands import Offer, OfferStudy, ShowStatus, Status, StudyOffers
@@ -35,6 +35,7 @@ from hubbub.governance.acts import (
     RotateKey,
     StopRun,
 )
+from hubbub.governance.admission import DAY
 from hubbub.governance.keys import in_words, read_card, write_card
 from hubbub.governance.roles import Tightening, packaged, read_tightening
 from hubbub.governance.state import Case
@@ -43,7 +44,6 @@ from hubbub.planning import check_across_hosts, make_plan
 from hubbub.study import Lock, Study, load_study
 from hubbub.study.lock import write_lock
 
-DAY = 86_400
 SHORT = 12
 """Digits of an id that tables show; any beginning of it that is unique can be typed."""
 
@@ -142,8 +142,9 @@ def dataset_sweep(options: argparse.Namespace) -> None:
 
 def propose_study(options: argparse.Namespace) -> None:
     """Ask for runs of a study's plan on registered data."""
+    state = state_of(options)
     study, commitments = (_offered if options.at else _held_here)(options)
-    plan, settings, state = make_plan(study), study.settings, state_of(options)
+    plan, settings = make_plan(study), study.settings
     if options.at:
         check_across_hosts(plan)
     act = ProposeStudy(

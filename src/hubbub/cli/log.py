@@ -26,15 +26,10 @@ WITNESS = "hubbub.local/witness/"
 
 
 def _log(options: argparse.Namespace) -> Heads:
-    from hubbub.cli.budget import chosen_home
-    from hubbub.engine.home import LOG, VARIABLE, cosignatures, open_log_key
+    from hubbub.cli.home import home_with_log
+    from hubbub.engine.home import LOG, cosignatures, open_log_key
 
-    home = chosen_home(options)
-    if not (home / LOG).exists():
-        raise InputError(
-            f"{home}, must hold a log, found none",
-            hint=f"--study STUDY, --home DIR or {VARIABLE}=DIR says where it is",
-        )
+    home = home_with_log(options, "nothing read")
     return Heads(Store(home / LOG), open_log_key(home), cosignatures(home))
 
 

@@ -1,8 +1,10 @@
 """What survives runs, in one folder: the event log, the participants' salts, a coordinator's keys."""
 
+import contextlib
+import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -138,16 +140,28 @@ def salts(home: Path, names: Iterable[str]) -> dict[str, bytes]:
     """
     path = home / "salts.json"
     try:
-        known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}
-        made = {name: secrets.token_hex(SALT_BYTES) for name in names if name not in known}
-        if made:
-            _replace(path, msgspec.json.encode(known | made))
+        with _turn(home):
+            known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}
+            made = {name: secrets.token_hex(SALT_BYTES) for name in names if name not in known}
+            if made:
+                _replace(path, msgspec.json.encode(known | made))
         return {name: bytes.fromhex(salt) for name, salt in (known | made).items()}
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise InputError(
             f"{path}, must hold the participants' salts, {error}; nothing trained",
             hint="restore it from a copy: with new salts old data commitments cannot be opened",
         ) from None
+
+
+@contextlib.contextmanager
+def _turn(home: Path) -> Generator[None]:
+    """One process at a time: of two that made a salt, one would have committed under what is kept nowhere."""
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -139,17 +139,17 @@ class Permission:
                     raise RefusedError(f"sites/{path.name}: {error.message}", hint=error.hint) from None
 
     def _site_files(self) -> dict[str, Path]:
-        """Files of sites by name; in a federation each is a participant's, or a limit would limit nobody."""
+        """Files of sites by name; each is read, in a federation as a participant's, or a limit would limit nobody."""
         folder = self._log.path.parent / "sites"
         is_there = folder.exists() or folder.is_symlink()  # what is there and cannot be listed permits nothing
         found = folder.iterdir() if is_there else ()
-        files = {path.stem: path for path in sorted(found) if path.suffix == ".toml"}
+        files = {path.stem: path for path in sorted(found) if not path.name.startswith(".")}
         known = files if self.is_sandbox else {card.name for card in self.federation.roster().members}
         for name, path in files.items():
-            if name not in known:
+            if name not in known or path.suffix != ".toml":
                 raise RefusedError(
-                    f"sites/{path.name}, must have the name of a participant in the roster, found {name!r}; "
-                    "nothing trained, nothing spent",
+                    f"sites/{path.name}, must have the name of a participant in the roster and end in .toml, "
+                    f"found {path.name!r}; nothing trained, nothing spent",
                     hint="hubbub federation show",
                 )
         return files

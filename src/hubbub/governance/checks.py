@@ -142,7 +142,7 @@ def _check_version(act: RegisterDataset, older: str, state: State, time: int) ->
         raise refuse(where, f"must have the owner of {older}, {owner}", act.organisation, "hubbub dataset list")
     if not act.is_disjoint and (found := Budget(act.unit, act.epsilon, act.delta, act.grant)) != shared:
         raise refuse(
-            where, f"shares the {shared}", f"{found}", f"--epsilon {shared.epsilon:g} --delta {shared.delta:g}"
+            where, f"shares the {shared}", f"{found}", f"--epsilon {shared.epsilon:.12g} --delta {shared.delta:.12g}"
         )
 
 
@@ -151,7 +151,7 @@ def _(act: RaiseBudget, state: State, time: int) -> None:
     check_usable(state, act.dataset, time)
     budget = state.budgets[state.datasets[act.dataset].account]
     if act.epsilon <= budget.epsilon:
-        found, hint = f"epsilon {act.epsilon:g}", f"--epsilon {budget.epsilon + 1:g}"
+        found, hint = f"epsilon {act.epsilon:.12g}", f"--epsilon {budget.epsilon + 1:.12g}"
         raise refuse(f"dataset {act.dataset}", f"has a {budget}, which may be raised only", found, hint)
 
 

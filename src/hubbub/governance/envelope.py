@@ -1,7 +1,8 @@
 """Signed bytes that can be read one way only: DSSE envelopes with one Ed25519 signature.
 
 Source:
-    DSSE 1.0.0, github.com/secure-systems-lab/dsse (protocol.md, envelope.md); RFC 8032.
+    DSSE 1.0.0, github.com/secure-systems-lab/dsse (protocol.md, envelope.md); RFC 8032. Points of small order:
+    Chalkias, Garillot, Nikolaenko 2020, eprint.iacr.org/2020/1244, table 1.
 """
 
 import hashlib
@@ -18,6 +19,10 @@ from hubbub.tlog.note import to_base64
 STATEMENT = "application/vnd.in-toto+json"
 LARGEST_BYTES = 60_000
 """Most bytes of an envelope: an entry of the log, which holds it, has at most 65,535."""
+
+_FIELD = 2**255 - 19
+_EIGHTH = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+"""The y of a point of order 8."""
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +72,12 @@ def is_signed(public: bytes, signature: bytes, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def fits_everything(public: bytes) -> bool:
+    """Whether this is a point of small order: one signature by it fits many messages, and anybody can make it."""
+    height = int.from_bytes(public, "little") % (1 << 255) % _FIELD
+    return height in {0, 1, _FIELD - 1, _EIGHTH, _FIELD - _EIGHTH}
 
 
 def seal(body: bytes, key: Ed25519PrivateKey) -> str:

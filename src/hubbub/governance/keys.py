@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Meta
 
 from hubbub.errors import InputError, RefusedError, typed
-from hubbub.governance.envelope import is_signed, key_id, pae
+from hubbub.governance.envelope import fits_everything, is_signed, key_id, pae
 
 Role = Literal["data-owner", "data-scientist", "privacy-officer", "operator", "auditor", "node"]
 NAME = r"\A(?!none\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
@@ -76,10 +76,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return pae(CARD, msgspec.json.encode(msgspec.structs.replace(self, signature="0" * 128)))
 
     def check(self) -> None:
-        """Refuse a card that its identity key did not sign, or whose keys are not four.
+        """Refuse a card that its identity key did not sign, or whose keys are not four that only their holder can use.
 
         Raises:
-            RefusedError: Somebody changed it, or one key has two purposes.
+            RefusedError: Somebody changed it, or one key has two purposes, or anybody can sign for one.
         """
         if not is_signed(bytes.fromhex(self.identity), bytes.fromhex(self.signature), self.message):
             raise RefusedError(
@@ -89,6 +89,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if len(set(self.public_keys)) != len(self.public_keys):
             raise RefusedError(
                 f"card of {self.name}, must show a key of its own for each purpose, found one twice; nothing recorded",
+                hint=f"hubbub keys new {self.name} --organisation {self.organisation} --role {self.role}",
+            )
+        if any(fits_everything(bytes.fromhex(key)) for key in self.public_keys[:3]):
+            raise RefusedError(
+                f"card of {self.name}, must show keys whose signatures fit one message, found one of small order, for "
+                "which anybody can sign; nothing recorded",
                 hint=f"hubbub keys new {self.name} --organisation {self.organisation} --role {self.role}",
             )
 

@@ -69,7 +69,7 @@ class Budget:
             "gaussian": ", for Gaussian noise without sampling",
             "unbounded": ", which bounds nothing",
         }
-        return f"budget of epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}{noise[self.kind]}"
+        return f"budget of epsilon {self.epsilon:.12g} at delta {self.delta:.12g} per {self.unit}{noise[self.kind]}"
 
 
 @dataclass

@@ -159,7 +159,7 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise InputError(f"{path}, must hold an elliptic curve public key in PEM, found none", hint=OPENSSL)
+        raise InputError(f"{path}, must hold an elliptic curve public key in PEM, found none", hint=FETCH)
     return key
 
 
