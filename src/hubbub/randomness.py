@@ -152,6 +152,17 @@ class Randomness(ABC):
             first = np.sort(np.unique(drawn, return_index=True)[1])
         return np.sort(drawn[first[:size]])
 
+    def order(self, count: int) -> Int64[np.ndarray, " {count}"]:
+        """Draw an order of 0, ..., count - 1, every one equally likely.
+
+        Guarantees:
+            Exact: that of distinct words; while two are equal, all are drawn again.
+        """
+        words = self.words(count)
+        while np.unique(words).size < count:
+            words = self.words(count)
+        return np.argsort(words).astype(np.int64)
+
 
 class OperatingSystemRandomness(Randomness):
     """Words nobody can predict: a keystream under a key that the operating system drew.

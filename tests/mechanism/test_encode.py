@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from hubbub.errors import RoundError
 from hubbub.mechanism import encode
-from hubbub.mechanism.encode import HALF_RING, clamp, encode_sum, encode_update, from_ring, to_ring
+from hubbub.mechanism.encode import FINER, HALF_RING, clamp, encode_sum, encode_update, from_ring, to_ring
 
 NORMS = st.floats(1e-3, 1.0)
 UPDATES = st.one_of(
@@ -115,27 +115,36 @@ def test_one_value_that_is_not_finite_drops_the_whole_update(update, value, data
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_sum_that_is_not_finite_is_refused(value):
     with pytest.raises(RoundError) as caught:
-        encode_sum(np.array([0.0, value]), 2.0**20, 100)
+        encode_sum([np.zeros(2), np.array([0.0, value])], 2.0**20, largest=100, size=2)
     assert caught.value.message == "gradient sum, must be finite, found a NaN or an infinity; nothing sent"
     assert caught.value.hint == "clipped gradients cannot do this: report it"
 
 
 @given(st.data(), st.integers(1, 20), st.integers(0, 20), st.integers(1, 2**27))
-def test_rounding_moves_two_sums_apart_by_less_than_one_per_coordinate(data, dimension, exponent, largest):
+def test_rounding_moves_two_sums_apart_by_hardly_more_than_one_per_coordinate(data, dimension, exponent, largest):
     values = hnp.arrays(np.float64, dimension, elements=st.floats(-64, 64))
-    first, second = data.draw(values), data.draw(values)
-    scale = 2.0**exponent
-    apart = (encode_sum(first, scale, largest) - encode_sum(second, scale, largest)).tolist()
-    exact = [(Fraction(a) - Fraction(b)) * 2**exponent for a, b in zip(first.tolist(), second.tolist(), strict=True)]
-    assert all(abs(got) <= abs(real) + 1 for got, real in zip(apart, exact, strict=True))
+    same = [data.draw(values) for _ in range(data.draw(st.integers(0, 5)))]
+    first, second = ([data.draw(values), data.draw(values)] for _ in range(2))
+    one, other = (encode_sum([*same, *two], 2.0**exponent, largest=largest, size=dimension) for two in (first, second))
+    apart = (one - other).tolist()
+    whole = [[Fraction(a) + Fraction(b) for a, b in zip(*two, strict=True)] for two in (first, second)]
+    exact = [(a - b) * 2**exponent for a, b in zip(*whole, strict=True)]
+    assert all(abs(got) <= abs(real) + 1 + Fraction(2, FINER) for got, real in zip(apart, exact, strict=True))
     distance = math.sqrt(sum(real**2 for real in exact))
-    assert math.sqrt(square(apart)) <= (distance + math.sqrt(dimension)) * (1 + 1e-12)
+    allowed = distance + (1 + 2 / FINER) * math.sqrt(dimension)
+    assert math.sqrt(square(apart)) <= allowed * (1 + 1e-12)
 
 
 def test_the_rounding_bound_is_nearly_reached():
     close = np.full(100, 0.5)
-    apart = encode_sum(np.nextafter(close, 1), 1.0, 10) - encode_sum(np.nextafter(close, 0), 1.0, 10)
-    assert math.sqrt(square(apart)) == 10.0  # sqrt(d), for sums at distance 1e-15
+    apart = [encode_sum([close + off / FINER], 1.0, largest=10, size=100) for off in (0, -1)]
+    assert math.sqrt(square(apart[0] - apart[1])) == 10.0  # sqrt(d), for sums at distance 1e-5
+
+
+def test_microbatches_are_rounded_together_and_not_one_by_one():
+    """Thirty parts of 0.49 are 14.7: rounded by itself each would be nothing."""
+    assert encode_sum([np.array([0.49])] * 30, 1.0, largest=100, size=1).tolist() == [15]
+    assert encode_sum([], 1.0, largest=100, size=2).tolist() == [0, 0]
 
 
 @given(
@@ -151,7 +160,7 @@ def test_a_clamp_bounds_each_coordinate_and_moves_no_two_apart(first, second, la
 
 
 def test_sums_are_clamped():
-    assert encode_sum(np.array([1e30, -1e30, 3.4]), 1.0, 7).tolist() == [7, -7, 3]
+    assert encode_sum([np.array([1e30, -1e30, 3.4])], 1.0, largest=7, size=3).tolist() == [7, -7, 3]
 
 
 @given(hnp.arrays(np.int64, 8, elements=st.integers(-HALF_RING, HALF_RING - 1)))

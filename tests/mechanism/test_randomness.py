@@ -270,6 +270,11 @@ def test_repeated_values_are_passed_over_in_order_of_appearance():
     assert list(ScriptedRandomness([7, 7, 2, 4, 9, 1]).choose(10, 3)) == [2, 4, 7]
 
 
+def test_an_order_is_that_of_distinct_words():
+    assert list(ScriptedRandomness([7, 3, 7, 9, 1, 4]).order(3)) == [1, 2, 0]
+    assert SeededRandomness(1).order(0).size == 0
+
+
 @pytest.mark.parametrize(("population", "size"), [(3, 4), (3, -1), (-1, 0)])
 def test_a_choice_larger_than_the_population_is_refused(population, size):
     with pytest.raises(InputError, match=r"size must be from 0 to the population of .*; nothing drawn"):

@@ -7,11 +7,14 @@ import pytest
 from recorded import read_events
 
 import hubbub
+from hubbub.accounting.accounts import Accounts
+from hubbub.accounting.grants import filter_grant
 from hubbub.accounting.ledger import Ledger
+from hubbub.accounting.shown import at_least
 from hubbub.eventlog import EventLog
 from hubbub.events import BudgetCharged
 from hubbub.governance import Federation
-from hubbub.release import make_claim
+from hubbub.release import ReleaseClaim, make_claim
 
 
 @pytest.fixture
@@ -77,6 +80,48 @@ def test_a_criterion_that_was_not_measured_is_not_met(told):
         for event in events
     ]
     assert make_claim(plan, approved, bare, accounts=accounts, federation=Federation()).is_success is False
+
+
+def granted(accounts, **changes):
+    """The accounts, some grants of which were made in another way."""
+    grants = {name: msgspec.structs.replace(grant, **changes.get(name, {})) for name, grant in accounts.grants.items()}
+    return Accounts(grants, accounts.runs)
+
+
+def test_the_sentence_holds_for_the_dataset_of_the_largest_delta_too(told):
+    plan, approved, events, accounts = told
+    other = granted(accounts, a={"delta": 1e-9}, b={"delta": 1e-7})
+    lines = [other.statement(name) for name in "abc"]
+    assert lines[0].epsilon_spent > lines[1].epsilon_spent > lines[2].epsilon_spent
+    stated = make_claim(plan, approved, events, accounts=other, federation=Federation())
+    assert (stated.lifetime.dataset, stated.lifetime.delta) == ("a", 1e-9)
+    assert f"({at_least(lines[0].epsilon_spent)}, 1e-05) for everything ever run on it" in stated.sentence
+
+
+def test_a_running_total_is_stated_only_where_whoever_stops_may_have_seen_it(make_study, settings, run, tmp_path):
+    """Stopping at the best of 32 moments, delta is 8 times what the closed form says for the number of runs."""
+    everything = settings(sampling={"examples": "everything", "probability": None}, privacy={"epsilon": 2.0})
+    study = hubbub.check(make_study(everything))
+    ledger = Ledger(EventLog(tmp_path / "home" / "log.db"))
+    ledger.grant([filter_grant(name, "example", 5.0, 1e-5, kind="gaussian") for name in "abc"])
+    ledger.log.close()
+    stated = msgspec.json.decode(Path(run(study).out, "claim.json").read_bytes())
+    assert stated["lifetime"]["epsilon_spent"] < 2.0
+    assert "(5.0000, 1e-05) for everything ever run on it" in stated["sentence"]
+
+
+def test_a_coordinator_that_chooses_which_attempts_fail_has_the_whole_plans_bound(make_study, settings, run):
+    tables = settings(privacy={"noise": "distributed"}, cohort={"colluding": 1, "dropouts": 0.0})
+    study = hubbub.check(make_study(tables, participants=lambda: [*"abcdefgh"]))
+    stated = msgspec.json.decode(Path(run(study).out, "claim.json").read_bytes(), type=ReleaseClaim)
+    assert stated.epsilon_spent < stated.epsilon_planned == stated.epsilon
+    assert f"is ({at_least(stated.epsilon_planned)}, 1e-05)-differentially private" in stated.sentence
+
+
+def test_others_see_each_rounds_sum_once_however_many_attempts_there_were(told):
+    stated = claim(told)
+    assert stated.epsilon == stated.epsilon_spent < stated.epsilon_planned
+    assert f"is ({at_least(stated.epsilon_spent)}, 1e-05)-differentially private" in stated.sentence
 
 
 def test_the_lifetime_counts_earlier_runs_on_the_data(make_study, run):

@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import hubbub
+from hubbub.accounting.shown import at_least
 from hubbub.errors import InputError, RefusedError, VerificationError
 from hubbub.release import Publication, ReleaseClaim, registry_entry, registry_text
 
@@ -138,10 +139,10 @@ def test_what_was_spent_is_what_the_entry_states(told):
     loss = registry_entry(claim, plan, PUBLICATION)["deployment"]["privacy_loss"]
     assert loss["privacy_parameters"] == {"epsilon": claim.epsilon_spent, "delta": "1e-05"}
     assert loss["privacy_parameters_details"] == (
-        f"- For the 4 round attempts that were charged, retries included: ({claim.epsilon_spent:.4f}, 1e-05) by "
+        f"- For the 4 round attempts that were charged, retries included: ({at_least(claim.epsilon_spent)}, 1e-05) by "
         f"{claim.accountant}.\n"
-        f"- The same by Renyi accounting: ({claim.epsilon_spent_rdp:.4f}, 1e-05).\n"
-        f"- Planned: ({claim.epsilon_planned:.4f}, 1e-05)."
+        f"- The same by Renyi accounting: ({at_least(claim.epsilon_spent_rdp)}, 1e-05).\n"
+        f"- Planned: ({at_least(claim.epsilon_planned)}, 1e-05)."
     )
 
 

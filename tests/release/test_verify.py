@@ -317,6 +317,12 @@ FORGERIES = {
     "other code": (replaced(RunStarted, code_hash="0" * 64), "code, must be the one that was planned"),
     "fewer slots": (replaced(ParticipantJoined, slots=39), "run, must be of the participants that were planned"),
     "another model made": (replaced(RunFinished, model_hash="0" * 64), "model, must be the one that the run made"),
+    "fewer shares of noise in a sum": (
+        replaced(RoundClosed, participants=2),
+        "run, must close each round over 3 participants or more, as many as it may ask",
+    ),
+    "more participants than there are": (replaced(RoundClosed, participants=4), "run, must close each round over 3"),
+    "nobody knows how many": (replaced(RoundClosed, participants=None), "run, must close each round over 3"),
     "an earlier end": (replaced(RunFinished, rounds=3), "run, must end after its last round"),
     "better numbers": (replaced(Evaluated, metrics={"accuracy": 1.0, "loss": 0.0}), "claim, must be what follows from"),
 }
@@ -328,6 +334,15 @@ def test_an_operator_that_forges_the_log_is_found_out(released, tmp_path, name):
     forge(released, relog(tmp_path / "home", tmp_path / "other", change))
     with pytest.raises(VerificationError, match=words):
         verify(released)
+
+
+def test_the_size_of_a_secret_cohort_is_told_to_nobody(make_study, client_settings, run, tmp_path):
+    cohort = {"participants": "secret-poisson", "probability": 0.5}
+    bundle = hubbub.release_run(run(make_study(client_settings(cohort=cohort))).out)
+    verify(bundle)
+    forge(bundle, relog(tmp_path / "home", tmp_path / "other", replaced(RoundClosed, participants=3)))
+    with pytest.raises(VerificationError, match="run, must close each round over"):
+        verify(bundle)
 
 
 def deep(levels=100_000):

@@ -8,6 +8,7 @@
     grants.py         what an owner allows, and whether a run still fits
     accounts.py       the fold of everything granted, reserved, charged, settled
     ledger.py         the only way to spend it
+    shown.py          epsilons as people read them: costs rounded up, what is left down
 
 *Trust:* trusted by every plan, claim and ledger; a number that is too small here is a false promise.
 """

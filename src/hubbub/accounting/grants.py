@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from hubbub.accounting.epsilon import ORDERS, SEARCH, epsilon, gdp_epsilon, rdp_epsilon
+from hubbub.accounting.shown import at_least
 from hubbub.errors import InputError
 from hubbub.events import NOT_PRIVATE, BudgetGranted, BudgetReserved, EventDocument, repeated
 from hubbub.study.rules import LARGEST_DELTA
@@ -141,7 +142,7 @@ def schedule_grant(
     cost = composed(granted, [(plan, plan.attempts) for plan in plans])
     if cost > epsilon_granted:
         raise InputError(
-            f"{dataset}: epsilon, must cover the listed plans, which cost {cost:.4f}, found {epsilon_granted:g}; "
+            f"{dataset}: epsilon, must cover the listed plans, which cost {at_least(cost)}, found {epsilon_granted:g}; "
             "nothing granted",
             hint=f"--epsilon {math.ceil(cost * 100) / 100:g}",
         )

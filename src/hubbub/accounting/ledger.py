@@ -18,6 +18,7 @@ import msgspec
 
 from hubbub.accounting.accounts import FIXED, Accounts, Statement, owners_grant
 from hubbub.accounting.grants import Use, composed, is_private, sandbox_grant
+from hubbub.accounting.shown import at_least, at_most
 from hubbub.errors import BudgetError, typed
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled
@@ -227,7 +228,7 @@ def _checked(accounts: Accounts, grant: BudgetGranted) -> BudgetGranted:
     spent = composed(grant, accounts.uses(grant.dataset))
     if grant.epsilon < spent and grant.kind != "unbounded":
         raise BudgetError(
-            f"{grant.dataset}, must be granted at least the epsilon {spent:.4f} it has spent, "
+            f"{grant.dataset}, must be granted at least the epsilon {at_least(spent)} it has spent, "
             f"found {grant.epsilon:g}; nothing granted",
             hint=f"{typed('hubbub', 'budget', 'grant', grant.dataset)} --epsilon {math.ceil(spent * 10) / 10:g}, "
             "in the same home",
@@ -313,8 +314,9 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
         enough = f"{math.ceil(total * 10) / 10:g}" if math.isfinite(total) else "E"
         more = f"{_asking(grant.dataset, reserved.datasets)} --epsilon {enough} --home {typed(home)}"
         raise BudgetError(
-            f"{grant.dataset} has epsilon {max(grant.epsilon - spent, 0):.2f} of {grant.epsilon:.2f} left at delta "
-            f"{grant.delta:g}, this study needs {total - spent:.2f}; nothing trained, nothing spent",
+            f"{grant.dataset} has epsilon {at_most(max(grant.epsilon - spent, 0), 2)} of {at_most(grant.epsilon, 2)} "
+            f"left at delta {grant.delta:g}, this study needs {at_least(total - spent, 2)}; "
+            "nothing trained, nothing spent",
             hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}",
         )
 

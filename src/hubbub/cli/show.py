@@ -13,6 +13,7 @@ from rich.table import Table
 
 from hubbub.accounting.accounts import Statement
 from hubbub.accounting.ledger import Forecast
+from hubbub.accounting.shown import at_least, at_most
 from hubbub.cli.plain import cell, console, json, print_rows
 from hubbub.engine import RunResult
 from hubbub.engine.prepare import Prepared
@@ -92,7 +93,7 @@ def plan(plan: Plan) -> None:
         title_justify="left",
     )
     for claim in plan.claims:
-        bound = "none: trusted" if claim.epsilon is None else f"{claim.epsilon:.4f}"
+        bound = "none: trusted" if claim.epsilon is None else at_least(claim.epsilon)
         trust.add_row(claim.adversary, bound, "yes" if claim.amplified else "no", claim.reason)
     out.print(trust)
 
@@ -182,7 +183,7 @@ def statements(lines: Sequence[Statement], *, as_json: bool, planned: Mapping[st
                 line.kind,
                 _epsilon(spent),
                 "" if budget is None else f"{budget:.4f}",
-                "" if left is None else f"{left:.4f}",
+                "" if left is None else at_most(left),
                 "" if line.delta is None else f"{line.delta:g}",
                 f"{line.runs}" + (f" ({', '.join(notes)})" if notes else ""),
                 *([] if planned is None else [_epsilon(planned[line.dataset])]),
@@ -300,7 +301,7 @@ def _facts(title: str) -> Table:
 
 
 def _epsilon(value: float | None) -> str:
-    return "infinite" if value is None else f"{value:.4f}"
+    return "infinite" if value is None else at_least(value)
 
 
 def _milestones(rounds: int) -> list[int]:
@@ -318,8 +319,9 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
         return
     rows: list[list[str]] = []
     for line in lines:
-        numbers = ["none yet" if number is None else _epsilon(number) for number in (line.cost, line.left)]
-        rows.append([_short(line.dataset), *numbers, "" if line.runs is None else str(line.runs)])
+        cost = "none yet" if line.cost is None else at_least(line.cost)
+        left = "none yet" if line.left is None else at_most(line.left)
+        rows.append([_short(line.dataset), cost, left, "" if line.runs is None else str(line.runs)])
     print_rows(["dataset", "one run costs", "left", "runs that fit"], rows, folded=("dataset",), right=NUMBERS)
 
 

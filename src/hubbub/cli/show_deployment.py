@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from hubbub.accounting.shown import at_least
 from hubbub.cli.plain import cell, console, plain
 from hubbub.engine.commands import RunStatus, Status
 from hubbub.release import ReleaseClaim
@@ -35,7 +36,7 @@ def status(found: Status) -> None:
 def outcome(told: RunStatus, claim: ReleaseClaim) -> str:
     """What became of a finished run, in one line."""
     measured = "".join(f"{name} {value:.4f}, " for name, value in claim.metrics.items())
-    spent = "infinite" if claim.epsilon_spent is None else f"{claim.epsilon_spent:.4f}"
+    spent = "infinite" if claim.epsilon_spent is None else at_least(claim.epsilon_spent)
     return f"{measured}epsilon {spent}, {told.rounds} rounds, {told.attempts} attempts charged"
 
 

@@ -50,8 +50,13 @@ class PoissonExamples(msgspec.Struct, frozen=True, tag="poisson"):
         return self.probability
 
     def select(self, slots: int, randomness: Randomness) -> Int[np.ndarray, " drawn"]:
-        """Draw a batch, in slot order; it may be empty."""
-        return np.flatnonzero(randomness.bernoulli(self.probability, slots))
+        """Draw a batch, in an order drawn as well; it may be empty.
+
+        In slot order, a slot that is drawn would shift all that follow to other rows and microbatches. In a random
+        one it takes another's place, which goes to the end: those two are all that differs from the batch without it.
+        """
+        drawn = np.flatnonzero(randomness.bernoulli(self.probability, slots))
+        return drawn[randomness.order(drawn.size)]
 
     def largest_batch(self, slots: int) -> int:
         """Size that a batch exceeds less than once in 10^9 rounds (beyond it a sum is clamped)."""

@@ -1,9 +1,9 @@
 """Per-example clipped gradient sums, in microbatches of one fixed shape.
 
 A record must touch one microbatch only and change nothing else in it, or the sensitivity is not what the
-mechanism says. So slots are packed in order into microbatches whose number of rows a run never changes: null slots
-and padding keep their row, with zeroed inputs and weight zero. (At another number of rows a matrix library may
-pick another kernel, and every other row's gradient changes in its last bits.)
+mechanism says. So slots are packed as they were drawn into microbatches whose number of rows a run never changes:
+null slots and padding keep their row, with zeroed inputs and weight zero. (At another number of rows a matrix library
+may pick another kernel, and every other row's gradient changes in its last bits.)
 
 Two clippers do it: `bookkeeping.py`'s for models of plain layers, and `PerExample` for the rest. `choose` tries them,
 at the number of rows that they are for. Where an author's own code runs in a model or loss, both run it under vmap

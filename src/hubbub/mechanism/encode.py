@@ -6,6 +6,7 @@ vector of integers modulo 2^32.
 """
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -17,6 +18,12 @@ from hubbub.mechanism.clip import slack
 
 RING_BITS = 32
 HALF_RING = 2 ** (RING_BITS - 1)
+FINER = 2**20
+"""How much finer than its integers a sum of microbatches is added up."""
+
+_LARGEST_PART = 2**52
+"""Far above what clipped rows add up to: the sum of two thousand parts of this size fits 64 bits."""
+
 _BLOCK = 2**13
 """Coordinates that are encoded at a time: so few that no matrix library wakes threads to add up their squares."""
 
@@ -87,27 +94,38 @@ def _largest_square(scale: float, max_norm: float) -> int:
     return math.floor((Fraction(scale) * Fraction(max_norm)) ** 2)
 
 
-def encode_sum(total: Float[np.ndarray, " params"], scale: float, largest: int) -> Int[np.ndarray, " params"]:
-    """Round one microbatch's sum of clipped gradients to integers.
+def encode_sum(
+    parts: Iterable[Float[np.ndarray, " params"]], scale: float, *, largest: int, size: int
+) -> Int[np.ndarray, " params"]:
+    """Round the sum of clipped gradients to integers, once for all its microbatches.
+
+    Microbatches are added up in integers 2^20 times finer, where addition is exact. So it does not matter to the rest
+    in which of them a record's part is; were each rounded by itself, a record that is drawn or not would move the
+    rounding of every one that others were shifted into.
 
     Args:
-        total: Float64 sum over the rows of one microbatch.
+        parts: Float64 sum over the rows of each microbatch.
         scale: Power of two s.
         largest: Largest absolute value of a coordinate.
+        size: Number of coordinates.
 
     Guarantees:
-        Two sums at distance r give integers at distance at most s r + sqrt(d), per coordinate
-        |round(a) - round(b)| <= |a - b| + 1; clamping moves no two values apart.
+        Two lists of parts, of which at most two differ, whose sums are at distance r give integers at distance at most
+        s r + (1 + 2^-19) sqrt(d): per coordinate each rounding of a part moves by at most one fine unit, and the last
+        by less than one. Clamping moves no two values apart.
 
     Raises:
-        RoundError: The sum is not finite; nothing was encoded.
+        RoundError: A part is not finite; nothing was encoded.
     """
-    if not np.isfinite(total).all():
-        raise RoundError(
-            "gradient sum, must be finite, found a NaN or an infinity; nothing sent",
-            hint="clipped gradients cannot do this: report it",
-        )
-    return clamp(np.rint(total * scale), largest)
+    whole = np.zeros(size, dtype=np.int64)
+    for part in parts:
+        if not np.isfinite(part).all():
+            raise RoundError(
+                "gradient sum, must be finite, found a NaN or an infinity; nothing sent",
+                hint="clipped gradients cannot do this: report it",
+            )
+        whole += clamp(np.rint(part * (scale * FINER)), _LARGEST_PART)
+    return clamp((whole + FINER // 2) // FINER, largest)
 
 
 def clamp(

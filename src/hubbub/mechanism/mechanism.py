@@ -1,6 +1,7 @@
 """One object makes the guarantee: `Mechanism` clips, encodes, adds noise, and says what that costs."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from hubbub.errors import RoundError
 from hubbub.events import NOT_PRIVATE, EventDocument, repeated
 from hubbub.mechanism.clip import UNIT_ROUNDOFF, clip_factors
 from hubbub.mechanism.discrete_gaussian import discrete_gaussian
-from hubbub.mechanism.encode import clamp, encode_sum, encode_update, from_ring, to_ring
+from hubbub.mechanism.encode import FINER, clamp, encode_sum, encode_update, from_ring, to_ring
 from hubbub.randomness import Randomness
 
 _PIECE = 2**20
@@ -72,9 +73,10 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     def sensitivity(self) -> float:
         """Largest L2 distance between the integer sums of neighbouring data (null-replacement).
 
-        A client's update is truncated: s C exactly. Clipped gradients are summed in float64 and rounded
-        once per microbatch: s C (1 + 2 m gamma) + sqrt(d), gamma = (m + 2) u for the matrix product of at most
-        m = `MOST_ROWS` rows.
+        A client's update is truncated: s C exactly. Clipped gradients are summed in float64 within a microbatch and
+        rounded once: s C (1 + 4 m gamma) + sqrt(d) (1 + 2^-19), gamma = (m + 2) u for the matrix product of at most
+        m = `MOST_ROWS` rows. That is also the distance between a record drawn and not drawn, on which amplification
+        rests: it differs in two microbatches (docs/proofs/discrete-gaussian.md).
 
         Source:
             Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1 (gamma).
@@ -131,9 +133,9 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
             )
         return np.append(values.astype(np.int64) * weight, weight)
 
-    def encode_sum(self, total: Float[np.ndarray, " params"]) -> Int[np.ndarray, " params"]:
-        """Integers of one microbatch's clipped gradient sum; see `encode.encode_sum`."""
-        return encode_sum(total, self.scale, self.largest)
+    def encode_sum(self, parts: Iterable[Float[np.ndarray, " params"]]) -> Int[np.ndarray, " params"]:
+        """Integers of the clipped gradient sums of all microbatches together; see `encode.encode_sum`."""
+        return encode_sum(parts, self.scale, largest=self.largest, size=self.dimension)
 
     def encode_released(self, values: Float[np.ndarray, " params"]) -> Int[np.ndarray, " params"]:
         """Integers of a vector that is already private: no sensitivity is claimed for it."""
@@ -195,11 +197,11 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def integer_sensitivity(max_norm: float, scale: float, dimension: int) -> float:
-    """Sensitivity of sums of clipped gradients, rounded once per microbatch of at most `MOST_ROWS` rows.
+    """Sensitivity of sums of clipped gradients in microbatches of at most `MOST_ROWS` rows, of which two differ.
 
     >>> round(integer_sensitivity(1.0, 2.0**20, 31), 3)
     1048581.568
     """
     gamma = (MOST_ROWS + 2) * UNIT_ROUNDOFF
-    exact = scale * max_norm * (1.0 + 2.0 * MOST_ROWS * gamma) + math.sqrt(dimension)
+    exact = scale * max_norm * (1.0 + 4.0 * MOST_ROWS * gamma) + math.sqrt(dimension) * (1.0 + 2.0 / FINER)
     return exact * (1.0 + 8.0 * UNIT_ROUNDOFF)  # these few operations round too

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 
+from hubbub.accounting.shown import at_least
 from hubbub.events import BudgetCharged, Evaluated, Event
 from hubbub.observe.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Plot
 from hubbub.planning import Plan
@@ -25,6 +26,7 @@ def write_report(path: Path, plan: Plan, claim: ReleaseClaim, events: Sequence[E
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = show_number
+    environment.filters["cost"] = show_cost
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     frame = {
         "width": WIDTH,
@@ -49,6 +51,15 @@ def show_number(value: object) -> str:
     if isinstance(value, float) and abs(value) >= 1e-3:  # noqa: PLR2004, below it scientific notation reads better
         return f"{value:.4f}".rstrip("0").rstrip(".")
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def show_cost(epsilon: float | None) -> str:
+    """An epsilon that was or will be spent: four decimals, rounded up, "infinite" for None.
+
+    >>> show_cost(2.94781), show_cost(3.0), show_cost(None)
+    ('2.9479', '3', 'infinite')
+    """
+    return "infinite" if epsilon is None else at_least(epsilon).rstrip("0").rstrip(".")
 
 
 def _plots(plan: Plan, claim: ReleaseClaim, events: Sequence[Event]) -> list[Plot]:

@@ -89,13 +89,10 @@ class Records:
     def _gradient_sum(
         self, parameters: Float32[np.ndarray, " params"], learner: Learner, source: Randomness
     ) -> Int64[np.ndarray, " params"]:
-        """Sum of clipped gradients over a fresh secret sample, rounded once per microbatch."""
+        """Sum of clipped gradients over a fresh secret sample, rounded once."""
         mechanism = self._mechanism
         drawn = mechanism.examples.select(len(self.slots), source)
-        total = np.zeros(mechanism.dimension, dtype=np.int64)
-        for microbatch in learner.clipped_sums(parameters, self.slots, drawn, mechanism):
-            total += mechanism.encode_sum(microbatch)
-        return total
+        return mechanism.encode_sum(learner.clipped_sums(parameters, self.slots, drawn, mechanism))
 
     def _private_steps(
         self, parameters: Float32[np.ndarray, " params"], learner: Learner, source: Randomness

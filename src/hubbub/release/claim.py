@@ -8,6 +8,7 @@ import msgspec
 
 from hubbub.accounting.accounts import Accounts, Statement
 from hubbub.accounting.epsilon import epsilon, rdp_epsilon
+from hubbub.accounting.shown import at_least
 from hubbub.errors import VerificationError
 from hubbub.events import (
     AnyEvent,
@@ -92,9 +93,10 @@ class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
         sentence: The claim in words.
         certifiable: Whether noise and samples came from the operating system's randomness.
         attempts_charged: Round attempts charged, retries included.
-        epsilon_spent: Cost of these attempts by the tightest accountant.
+        epsilon_spent: Cost of these attempts by the tightest accountant, had their number been fixed in advance.
         epsilon_spent_rdp: The same by Renyi accounting, an independent and looser bound.
-        lifetime: Everything ever run on the dataset that has spent most, by its own grant's accountant.
+        lifetime: Everything ever run on the dataset that has spent most, by its own grant's accountant. What holds
+            whoever chose when to stop is, of a gaussian grant or a schedule, its whole budget.
         claims: One line per adversary, for the whole plan.
         unprotected: Quantities in the run directory that no mechanism protects.
     """
@@ -132,6 +134,11 @@ class ReleaseClaim(msgspec.Struct, frozen=True, kw_only=True):
     data_commitments: dict[str, str]
     versions: dict[str, str]
 
+    @property
+    def epsilon(self) -> float | None:
+        """What holds for this run against everybody with a bound in `claims`; see `_bound`."""
+        return _bound(self.claims, self.epsilon_spent, self.epsilon_planned)
+
 
 def make_claim(
     plan: Plan, settings: Settings, events: Sequence[Event], *, accounts: Accounts, federation: Federation
@@ -154,13 +161,13 @@ def make_claim(
     spent, spent_rdp, accountant = _spent(plan, attempts, is_repeatable=is_repeatable)
     claims = _true_claims(plan, start, is_repeatable=is_repeatable)
     success = {name: value for name, value in msgspec.to_builtins(settings.success).items() if value is not None}
-    lifetime = _lifetime(start.run, accounts)
+    used = [accounts.statement(dataset) for dataset in accounts.runs[start.run].reserved.datasets]
     is_certifiable = start.noise_source == "os" and start.secagg != "elide"
     return ReleaseClaim(
         format=1,
         federation=_stands_behind(federation, start),
         approvals=_approvals(federation, start.run),
-        sentence=_sentence(plan, settings, spent, lifetime, start, claims),
+        sentence=_sentence(plan, settings, spent, used, start, claims),
         certifiable=is_certifiable,
         noise_source=start.noise_source,
         secagg=SECAGG[start.secagg],
@@ -179,7 +186,7 @@ def make_claim(
         accountant=accountant,
         dp_event=plan.dp_event,
         noise_multiplier=plan.noise_multiplier,
-        lifetime=lifetime,
+        lifetime=max(used, key=_most),
         claims=claims,
         unprotected=()
         if start.is_test_public
@@ -248,16 +255,41 @@ def _spent(plan: Plan, attempts: int, *, is_repeatable: bool) -> tuple[float | N
     return tight, loose, f"{spent.accountant} of {version}"
 
 
-def _lifetime(run: str, accounts: Accounts) -> Statement:
-    statements = [accounts.statement(dataset) for dataset in accounts.runs[run].reserved.datasets]
-    return max(statements, key=lambda line: math.inf if line.epsilon_spent is None else line.epsilon_spent)
+def _bound(claims: Sequence[Claim], spent: float | None, planned: float | None) -> float | None:
+    """Epsilon of a run against all adversaries that have a bound.
+
+    A coordinator that sees noised sums may say of any attempt that it failed, after it saw its sum: how many attempts
+    there are is then its choice, and only what all of them cost is a bound. Others see the sum of each round once.
+    """
+    is_coordinator_bound = claims[0].epsilon is not None
+    return planned if is_coordinator_bound else spent
+
+
+def _most(line: Statement) -> tuple[float, float]:
+    """For the dataset that has spent most; of equal ones, that of the largest delta."""
+    return (math.inf if line.epsilon_spent is None else line.epsilon_spent, line.delta or 0.0)
+
+
+def _ever(used: Sequence[Statement]) -> str:
+    """What holds of every dataset of a run, for everything ever run on it: each has a grant and a delta of its own.
+
+    At a fixed Renyi order the running total holds whenever somebody who has seen the results stops; in the closed form
+    and by loss distributions only what was granted does.
+    """
+    bounds = [line.epsilon_spent if line.kind in {"filter", "unbounded"} else line.epsilon_budget for line in used]
+    pairs = zip(used, bounds, strict=True)
+    known = [bound for line, bound in pairs if line.epsilon_spent is not None and bound is not None]
+    if len(known) < len(used):
+        return "without any bound for everything ever run on it: there were runs without noise"
+    delta = max(line.delta or 0.0 for line in used)
+    return f"({at_least(max(known))}, {delta!r}) for everything ever run on it"
 
 
 def _sentence(
     plan: Plan,
     settings: Settings,
     spent: float | None,
-    lifetime: Statement,
+    used: Sequence[Statement],
     start: RunStarted,
     claims: Sequence[Claim],
 ) -> str:
@@ -277,14 +309,10 @@ def _sentence(
     against = [claim.adversary for claim in claims if claim.epsilon is not None]
     trusted = [claim.adversary for claim in claims if claim.epsilon is None]
     slots = sum(plan.slots.values()) if plan.unit == "example" else len(plan.slots)
-    ever = (
-        f"({lifetime.epsilon_spent:.4f}, {lifetime.delta:g}) for everything ever run on it"
-        if lifetime.epsilon_spent is not None
-        else "without any bound for everything ever run on it: there were runs without noise"
-    )
+    bound = _bound(claims, spent, plan.epsilon) or 0.0
     words = (
-        f"Against {', and '.join(against)}, each {unit} of {slots} is ({spent:.4f}, {plan.delta:g})-differentially "
-        f"private under {plan.relation} for this run, and {ever}."
+        f"Against {', and '.join(against)}, each {unit} of {slots} is ({at_least(bound)}, {plan.delta!r})-"
+        f"differentially private under {plan.relation} for this run, and {_ever(used)}."
     )
     if trusted:
         words += f" Against the {' and '.join(trusted)}: no protection; it must be trusted."

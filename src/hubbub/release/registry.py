@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from hubbub.accounting.shown import at_least
 from hubbub.errors import InputError, RefusedError, VerificationError
 from hubbub.planning import Plan
 from hubbub.release.claim import ReleaseClaim
@@ -115,7 +116,7 @@ def _lines(texts: tuple[str, ...] | list[str]) -> str:
 
 
 def _bound(epsilon: float | None, delta: float | None) -> str:
-    return "no bound" if epsilon is None or delta is None else f"({epsilon:.4f}, {delta:g})"
+    return "no bound" if epsilon is None or delta is None else f"({at_least(epsilon)}, {delta!r})"
 
 
 def _basic(claim: ReleaseClaim, plan: Plan, publication: Publication) -> Entry:
@@ -153,7 +154,7 @@ def _privacy_loss(claim: ReleaseClaim) -> Entry:
             f"vector while its slots stay. Not covered:\n{_lines(claim.not_covered)}"
         ),
         # As text: YAML reads 1e-06 as text anyway, and the schema allows it for delta.
-        "privacy_parameters": {"epsilon": claim.epsilon_spent, "delta": f"{claim.delta:g}"},
+        "privacy_parameters": {"epsilon": claim.epsilon, "delta": repr(claim.delta)},
         "privacy_parameters_details": _lines(
             [
                 f"For the {claim.attempts_charged} round attempts that were charged, retries included: {spent}.",

@@ -168,7 +168,8 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     reserved = [event for event in events if _is_of(event, run, BudgetReserved)]
     finished = [event for event in events if _is_of(event, run, RunFinished)]
     settled = [event for event in events if _is_of(event, run, BudgetSettled)]
-    closed = [event.round_number for event in events if _is_of(event, run, RoundClosed)]
+    rounds = [event for event in events if _is_of(event, run, RoundClosed)]
+    closed = [event.round_number for event in rounds]
     joining = [(event.participant, event.slots) for event in events if _is_of(event, run, ParticipantJoined)]
     joined = dict(joining) if len(dict(joining)) == len(joining) else {}
     once = {len(started), len(reserved), len(finished), len(settled)} == {1}
@@ -179,6 +180,8 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     _require(in_order == sorted(in_order), "run", "must be reserved, begin, end, be settled and released in this order")
     in_turn = len(closed) == plan.rounds and closed == list(range(1, len(closed) + 1))
     _require(in_turn, "run", f"must close rounds 1 to {plan.rounds}, each once")
+    planned = all(_is_planned(event.participants, plan) for event in rounds)
+    _require(planned, "run", f"must close each round over {plan.minimum} participants or more, as many as it may ask")
     _require(finished[0].rounds == plan.rounds, "run", "must end after its last round")
     _require(finished[0].model_hash == released.model_hash, "model", "must be the one that the run made")
     _require({start.plan_hash, whole.plan_hash} == {plan.hash}, "plan", "must be the one that was reserved")
@@ -195,6 +198,17 @@ def _check_run(events: Sequence[AnyEvent], released: ModelReleased, plan: Plan, 
     except HubbubError as error:
         raise _failure("plan", error.message) from None
     return f"{plan.hash[:16]}, of these settings, reserved before the run began; {plan.rounds} rounds, each once"
+
+
+def _is_planned(participants: int | None, plan: Plan) -> bool:
+    """Whether a round's sum holds as many contributions, and so as many shares of noise, as its plan accounts for.
+
+    The number of a secret cohort is told to nobody: it would take back what secrecy amplifies.
+    """
+    sampler = plan.mechanism.participants
+    if participants is None or sampler.is_secret:
+        return participants is None and sampler.is_secret
+    return plan.minimum <= participants <= sampler.size(len(plan.slots))
 
 
 def _check_acts(
