@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 import hubbub
+from hubbub.cli import main
 from hubbub.cli.arguments import COMMANDS, _parser
 from hubbub.engine import embedded, home
 from hubbub.events import AnyEvent
@@ -231,9 +232,15 @@ def test_the_tutorials_recomputation_gives_the_claims_epsilon(finished_run, tmp_
 def test_the_verify_page_makes_an_entry_for_the_registry(finished_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     hubbub.release_run(finished_run, out=tmp_path / "bundle")
-    (page,) = blocks("docs/how-to/verify.md", "python")
-    exec(compile(page, "verify.md", "exec"), {})
-    assert msgspec.json.decode(capsys.readouterr().out)["deployment"]["basic"]["data_curators"] == ["Clinic A"]
+    (publication,) = blocks("docs/how-to/verify.md", "toml")
+    (tmp_path / "publication.toml").write_text(publication)
+    assert main(["registry", "bundle", "publication.toml"]) == 0
+    basic = msgspec.json.decode(capsys.readouterr().out)["deployment"]["basic"]
+    assert (basic["data_curators"], basic["data_product_sector"]) == (["Clinic A", "Clinic B"], "Healthcare")
+    model = tmp_path / "bundle" / "model" / "model.safetensors"
+    model.write_bytes(model.read_bytes() + b"\0")
+    assert main(["registry", "bundle", "publication.toml"]) == 3
+    assert capsys.readouterr().out == ""
 
 
 def test_the_tutorials_hook_trains_scikit_learn(tmp_path, run):
