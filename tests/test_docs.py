@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 import hubbub
+from hubbub.cli import main
 from hubbub.cli.arguments import COMMANDS, _parser
 from hubbub.engine import embedded, home
 from hubbub.events import AnyEvent
@@ -221,13 +222,29 @@ def test_the_readmes_notebook_runs(tmp_path, monkeypatch, capsys):
 def test_the_tutorials_recomputation_gives_the_claims_epsilon(finished_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "first").symlink_to(finished_run)
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks("docs/tutorial.md", "python")[0], "tutorial.md", "exec"), {})
+    loading, recomputing = blocks("docs/tutorial.md", "python")[:2]
+    exec(compile(loading.replace("Linear(2, 2)", "Linear(4, 2)"), "tutorial.md", "exec"), {})  # that of this study
+    exec(compile(recomputing, "tutorial.md", "exec"), {})
     claim = msgspec.json.decode((tmp_path / "first" / "claim.json").read_bytes())
     assert float(capsys.readouterr().out) == pytest.approx(claim["epsilon_spent"], abs=5e-4)
 
 
+def test_the_verify_page_makes_an_entry_for_the_registry(finished_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    hubbub.release_run(finished_run, out=tmp_path / "bundle")
+    (publication,) = blocks("docs/how-to/verify.md", "toml")
+    (tmp_path / "publication.toml").write_text(publication)
+    assert main(["registry", "bundle", "publication.toml"]) == 0
+    basic = msgspec.json.decode(capsys.readouterr().out)["deployment"]["basic"]
+    assert (basic["data_curators"], basic["data_product_sector"]) == (["Clinic A", "Clinic B"], "Healthcare")
+    model = tmp_path / "bundle" / "model" / "model.safetensors"
+    model.write_bytes(model.read_bytes() + b"\0")
+    assert main(["registry", "bundle", "publication.toml"]) == 3
+    assert capsys.readouterr().out == ""
+
+
 def test_the_tutorials_hook_trains_scikit_learn(tmp_path, run):
-    (tmp_path / "study.py").write_text(blocks("docs/tutorial.md", "python")[1])
+    (tmp_path / "study.py").write_text(blocks("docs/tutorial.md", "python")[2])
     (settings,) = blocks("docs/tutorial.md", "toml")
     (tmp_path / "study.toml").write_text(settings.replace("rounds = 40", "rounds = 2"))
     result = run(hubbub.load_study(tmp_path))

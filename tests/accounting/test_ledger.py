@@ -99,6 +99,14 @@ def test_the_hint_of_a_refusal_grants_to_the_studys_own_datasets(ledger, many, t
     assert f"hubbub budget grant {typed} --epsilon " in refused.value.hint
 
 
+def test_the_hint_of_a_refusal_is_a_proposal_where_the_dataset_is_registered(ledger):
+    dataset = "0123456789abcdef" * 2
+    ledger.grant([filter_grant(dataset, "example", 0.5, DELTA)])
+    with pytest.raises(BudgetError) as refused:
+        ledger.reserve(reservation(datasets=(dataset,), attempts=1000))
+    assert "hubbub propose budget 0123456789ab --key FILE --epsilon " in refused.value.hint
+
+
 def test_events_of_others_change_no_budget(ledger):
     ledger.reserve(reservation(), sandbox_delta=DELTA)
     before = ledger.accounts().key("heart")

@@ -171,8 +171,13 @@ def test_keys_are_listed_enrolled_replaced_rotated_and_revoked(desk):
     desk.approve(case, "officer", "officer-b")
     now = {row["standing"]: row["key"] for row in desk.rows("keys", "list") if row["name"] == "eve"}
     assert list(now) == ["rotated", "stolen", "in force"]
-    desk.approve(desk.ask("keys", "revoke", now["in force"], "--reason", "left", who="operator"), "officer")
+    case = desk.ask("keys", "revoke", "eve", "--reason", "left", who="operator")
+    (waiting,) = desk.rows("approvals")
+    assert waiting["asks for"] == f"revoke-key {now['in force']} of eve, left"
+    desk.approve(case, "officer")
     assert "left" in desk.type("keys", "list")
+    code, error = desk.refused("propose", "key", again / "eve.card", "--replaces", now["in force"], who="operator")
+    assert (code, "ends once, found it left" in error) == (1, True)
 
 
 def test_a_key_file_open_to_others_signs_nothing(desk):
@@ -430,7 +435,10 @@ def test_a_file_that_is_no_card_is_one_error(desk, content):
         (["approve", ""], "hubbub, must be given arguments that are text in UTF-8, found ''"),
         (["incident", "open", "S1", "\udcff"], "hubbub, must be given arguments that are text in UTF-8, found"),
         (["propose", "stop", "x" * 101], "stop-run, run must be `str` of length <= 100"),
-        (["keys", "revoke", "short", "--reason", "left"], "revoke-key, key must be `str` matching regex"),
+        (
+            ["keys", "revoke", "short", "--reason", "left"],
+            "'short', must begin the id of a key, or name its",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_one_error(desk, arguments, words):

@@ -183,7 +183,7 @@ def test_a_study_is_offered_approved_run_released_and_verified(world):
     assert len({event.session for event in closed}) == 4
     assert all(event.members and event.adverts for event in closed)
     bundle = world.release(world.command, world.run)
-    assert list(hubbub.verify_bundle(bundle))
+    assert hubbub.verify_bundle(bundle)
     assert msgspec.json.decode((bundle / "claim.json").read_bytes())["federation"] == (
         "federation heart of 8 organisations, approved for the purpose research; "
         "each participant on a host of its own, says the coordinator"
@@ -290,7 +290,7 @@ def test_a_coordinator_that_crashes_goes_on_with_another_attempt(world, stage, m
     assert (told.state, told.rounds, told.attempts) == ("finished", 4, 5), told
     (failed,) = world.events(RoundFailed)
     assert failed.reason == "the coordinator was interrupted"
-    assert list(hubbub.verify_bundle(world.release(world.command, world.run)))
+    assert hubbub.verify_bundle(world.release(world.command, world.run))
     world.check_charges()
 
 

@@ -161,7 +161,7 @@ def test_ctrl_c_between_the_end_and_the_settlement_leaves_a_run_that_resume_sett
     (account,) = Ledger(log).accounts().runs.values()
     log.close()
     assert (account.is_settled, len(account.charged)) == (True, 4)
-    assert list(hubbub.verify_bundle(hubbub.release_run(tmp_path / "stopped")))
+    assert hubbub.verify_bundle(hubbub.release_run(tmp_path / "stopped"))
 
 
 def test_a_run_that_cannot_write_its_beginning_leaves_nothing(make_study, run, tmp_path, monkeypatch):

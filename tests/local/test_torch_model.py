@@ -106,8 +106,9 @@ def test_a_model_that_raises_is_one_line():
 
 @pytest.mark.parametrize("microbatch", [24, None])
 def test_a_model_for_other_columns_is_refused_before_training(microbatch):
-    with pytest.raises(CodeError, match="model\\(\\) or loss\\(\\) on the declared columns, must not raise"):
+    with pytest.raises(CodeError, match="model\\(\\) or loss\\(\\) on the declared columns, must not raise") as refused:
         learner(lambda: nn.Linear(7, 3)).self_test(slots(), microbatch=microbatch)
+    assert "one score per class of y; define loss() for anything else" in refused.value.hint
 
 
 @pytest.mark.parametrize("microbatch", [24, None])

@@ -14,6 +14,7 @@ import hubbub
 from hubbub.accounting.shown import at_least
 from hubbub.errors import InputError, RefusedError, VerificationError
 from hubbub.release import Publication, ReleaseClaim, registry_entry, registry_text
+from hubbub.release.registry import read_publication
 
 PUBLICATION = Publication(
     curators=("Hospital A", "Hospital B"),
@@ -204,3 +205,38 @@ def test_a_claim_that_bounds_nothing_is_not_exported(told, change, found):
     message = f"claim of {claim.run}, must be certifiable and of a finite epsilon, found {found}"
     with pytest.raises(RefusedError, match=message):
         registry_entry(msgspec.structs.replace(claim, **change), plan, PUBLICATION)
+
+
+SAID = """
+curators = ["Hospital A", "Hospital B"]
+authors = ["A. Privacy Officer"]
+intended_use = "Triage of referrals."
+region = "Iceland"
+published = 2026-03-01
+"""
+
+
+def test_a_publication_is_read_from_a_file(tmp_path):
+    (tmp_path / "publication.toml").write_text(SAID)
+    assert read_publication(tmp_path / "publication.toml") == PUBLICATION
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (SAID.replace("region", "regoin"), "unknown field `regoin`"),
+        (SAID.replace("2026-03-01", '"soon"'), "Invalid RFC3339 encoded date"),
+        (SAID + 'sector = "Farming"', "Invalid enum value 'Farming'"),
+        ("curators = [", "Unclosed array|Invalid value"),
+        ("\ud800", "can't decode"),
+        (None, "No such file"),
+    ],
+    ids=["key", "date", "sector", "toml", "bytes", "nothing"],
+)
+def test_a_file_that_says_something_else_is_one_error(tmp_path, text, found):
+    file = tmp_path / "publication.toml"
+    if text is not None:
+        file.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(InputError, match=f"publication.toml, must say who publishes what for, .*({found})") as caught:
+        read_publication(file)
+    assert caught.value.hint.startswith("it knows curators, authors, intended_use, region, published")

@@ -42,7 +42,7 @@ def released(make_study, run):
 
 
 def verify(bundle, **options):
-    return list(hubbub.verify_bundle(bundle, **options))
+    return hubbub.verify_bundle(bundle, **options).checks
 
 
 def test_a_bundle_verifies_and_says_what_was_checked(released):
@@ -50,6 +50,14 @@ def test_a_bundle_verifies_and_says_what_was_checked(released):
     assert names == [
         "files", "log", "keys", "model", "plan", "acts", "budget", "recomputed plan", "recomputed claim",
     ]  # fmt: skip
+
+
+def test_a_bundle_is_verified_when_the_call_returns(released):
+    found = hubbub.verify_bundle(str(released), recompute=False)
+    assert found.claim == msgspec.json.decode((released / "claim.json").read_bytes(), type=type(found.claim))
+    (released / "claim.json").write_bytes(b"{}")
+    with pytest.raises(VerificationError):
+        hubbub.verify_bundle(str(released), recompute=False)
 
 
 def test_without_recomputation_all_but_the_numbers_is_checked(released):

@@ -10,6 +10,7 @@ under-counted.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -24,6 +25,7 @@ from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved
 from hubbub.governance import Federation
 
 _FEW: Final = 8
+_REGISTERED: Final = re.compile(r"[0-9a-f]{32}")
 """Names that a hint still lists."""
 
 
@@ -310,13 +312,20 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
     spent, total = composed(grant, uses), composed(grant, [*uses, (reserved, reserved.attempts)])
     if total > grant.epsilon:
         enough = f"{math.ceil(total * 10) / 10:g}" if math.isfinite(total) else "E"
-        more = f"hubbub budget grant {_typed(reserved.datasets)} --epsilon {enough} --home {typed(home)}"
+        more = f"{_asking(grant.dataset, reserved.datasets)} --epsilon {enough} --home {typed(home)}"
         raise BudgetError(
             f"{grant.dataset} has epsilon {at_most(max(grant.epsilon - spent, 0), 2)} of {at_most(grant.epsilon, 2)} "
             f"left at delta {grant.delta:g}, this study needs {at_least(total - spent, 2)}; "
             "nothing trained, nothing spent",
             hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}",
         )
+
+
+def _asking(dataset: str, datasets: Sequence[str]) -> str:
+    """Who raises a budget: its owner with this word; of a registered dataset, named by a random id, a proposal."""
+    if _REGISTERED.fullmatch(dataset):
+        return f"hubbub propose budget {dataset[:12]} --key FILE"
+    return f"hubbub budget grant {_typed(datasets)}"
 
 
 def _typed(datasets: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ COMMANDS = (
     "stop",
     "release",
     "verify",
+    "registry",
     "budget",
     "log",
     "keys",
@@ -211,12 +212,17 @@ def _add_study_commands(commands: Any) -> None:
         parser.add_argument("folder", metavar="RUN", help="run directory; with --at the name of a run")
         add_at(parser)
     verify = _add(commands, "verify", "check a bundle, offline", _lazy("commands", "verify"))
-    verify.add_argument("folder", metavar="BUNDLE", help="folder that `hubbub release` made")
-    verify.add_argument(
-        "--policy",
-        metavar="FILE",
-        help="whose keys are believed: a policy, or a membership (default: those in the bundle)",
+    registry = _add(
+        commands, "registry", "print a bundle's claim for the OpenDP registry", _lazy("commands", "registry")
     )
+    for parser in (verify, registry):
+        parser.add_argument("folder", metavar="BUNDLE", help="folder that `hubbub release` made")
+        parser.add_argument(
+            "--policy",
+            metavar="FILE",
+            help="whose keys are believed: a policy, or a membership (default: those in the bundle)",
+        )
+    registry.add_argument("publication", metavar="FILE", help="who publishes what for: curators, authors, ... in TOML")
     verify.add_argument("--no-recompute", action="store_true", help="check all but plan and epsilon: faster")
     verify.add_argument("--json", action="store_true", help="print for a machine")
 

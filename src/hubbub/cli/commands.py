@@ -1,4 +1,4 @@
-"""new, check, plan, run, resume, stop, release, verify."""
+"""new, check, plan, run, resume, stop, release, verify, registry."""
 
 import argparse
 import shutil
@@ -94,22 +94,44 @@ def release(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Check a bundle."""
     from hubbub.cli import checks
+    from hubbub.release.verify import verify_steps
+
+    folder, policy = _bundle(options), _policy(options)
+    found = verify_steps(folder, policy=policy, recompute=not options.no_recompute)
+    checks.verified(found, as_json=options.json)
+
+
+def registry(options: argparse.Namespace) -> None:
+    """Print a bundle's claim as an entry of the deployments registry, if all of the bundle adds up."""
+    import msgspec
+
+    from hubbub.planning import Plan
+    from hubbub.release.registry import read_publication, registry_entry, registry_text
     from hubbub.release.verify import verify_bundle
 
-    policy, folder = _policy(Path(options.policy)) if options.policy else None, Path(options.folder)
+    publication, folder = read_publication(Path(options.publication)), _bundle(options)
+    claim = verify_bundle(folder, policy=_policy(options)).claim
+    plan = msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
+    sys.stdout.write(registry_text(registry_entry(claim, plan, publication)))
+
+
+def _bundle(options: argparse.Namespace) -> Path:
+    folder = Path(options.folder)
     if not folder.is_dir():
         raise InputError(f"{folder}, must be a bundle, found no folder", hint="name one that `hubbub release` made")
     if (folder / "run.json").exists():
         raise InputError(
             f"{folder}, must be a bundle, found the directory of a run",
-            hint=f"hubbub release {typed(folder)}, then hubbub verify {typed(folder / 'bundle')}",
+            hint=f"{typed('hubbub', 'release', folder)} makes the bundle, {typed(folder / 'bundle')}",
         )
-    found = verify_bundle(folder, policy=policy, recompute=not options.no_recompute)
-    checks.verified(found, as_json=options.json)
+    return folder
 
 
-def _policy(path: Path) -> "Policy":
-    """Whose keys are believed: as a policy file says, or a membership."""
+def _policy(options: argparse.Namespace) -> "Policy | None":
+    """Whose keys are believed: as a policy file says, or a membership; None is the bundle's own."""
+    if options.policy is None:
+        return None
+    path = Path(options.policy)
     if path.suffix == ".membership":
         from hubbub.governance.enrolment import read_membership
 

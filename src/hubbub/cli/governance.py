@@ -17,7 +17,7 @@ from hubbub.cli.plain import plain
 from hubbub.engine.acts import Acts
 from hubbub.engine.commands import Offer, OfferStudy, ShowStatus, Status, StudyOffers
 from hubbub.engine.home import salts
-from hubbub.errors import AT, InputError
+from hubbub.errors import AT, InputError, typed
 from hubbub.governance import Federation, load_keys, new_keys, sweep, terms_of
 from hubbub.governance.acts import (
     AcknowledgeIncident,
@@ -69,8 +69,11 @@ def keys_rotate(options: argparse.Namespace) -> None:
 
 
 def keys_revoke(options: argparse.Namespace) -> None:
-    """Ask that a key ends."""
-    _propose(options, RevokeKey(key=options.holder, reason=options.reason))
+    """Ask that a key ends: by its id, or by its holder's name."""
+    holders = state_of(options).holders
+    named = [key for key, holder in holders.items() if holder.card.name == options.holder and not holder.reason]
+    key = named[0] if named else found(options.holder, holders, "a key, or name its holder", "hubbub keys list")
+    _propose(options, RevokeKey(key=key, reason=options.reason))
 
 
 # --- the federation
@@ -219,8 +222,10 @@ def propose_release(options: argparse.Namespace) -> None:
         model, claim = (folder / "model.safetensors").read_bytes(), (folder / "claim.json").read_bytes()
         run = msgspec.json.decode(claim, type=dict[str, object])["run"]
     except (OSError, KeyError, ValueError, RecursionError) as error:
+        is_open = (folder / "run.json").exists()
         raise InputError(
-            f"{folder}, must be the directory of a finished run, {error}; nothing recorded", hint="hubbub run STUDY"
+            f"{folder}, must be the directory of a finished run, {error}; nothing recorded",
+            hint=f"hubbub resume {typed(folder)}" if is_open else "hubbub run STUDY",
         ) from None
     hashes = {"model_hash": hashlib.sha256(model).hexdigest(), "claim_hash": hashlib.sha256(claim).hexdigest()}
     return _propose(options, ReleaseModel(run=str(run), **hashes))
@@ -320,15 +325,15 @@ def _record(acts: Acts, envelope: str, now: int, case: str) -> None:
     recorded = state.cases[case]
     standing, waits = state.standing(recorded, now), ", ".join(map(str, state.missing(recorded, now)))
     waiting = f", waits for {waits}" if standing == "pending" else ""
-    print(plain(f"{case[:SHORT]}: {title(recorded)}: {standing}{waiting}"))
+    print(plain(f"{case[:SHORT]}: {title(recorded, state)}: {standing}{waiting}"))
 
 
-def found(beginning: str, known: Mapping[str, object], what: str) -> str:
+def found(beginning: str, known: Mapping[str, object], what: str, hint: str = "hubbub approvals --json") -> str:
     """The only id that begins so."""
     fitting = [key for key in known if key.startswith(beginning)]
     if len(fitting) != 1:
         number = f"{len(fitting)} of them" if fitting else "none"
-        raise InputError(f"{beginning!r}, must begin the id of {what}, found {number}", hint="hubbub approvals --json")
+        raise InputError(f"{beginning!r}, must begin the id of {what}, found {number}", hint=hint)
     return fitting[0]
 
 
@@ -343,9 +348,20 @@ def _dataset_of(state: Federation, participant: str) -> str:
     return dataset
 
 
-def title(case: Case) -> str:
-    """What a proposal asks for, in a few words."""
-    names = ("study", "run", "dataset", "name", "summary", "key")
-    about = next((getattr(case.act, name) for name in names if hasattr(case.act, name)), "")
-    card = getattr(case.act, "card", None)
-    return f"{case.act.kind} {about or (card.name if card else '')}".strip()
+def title(case: Case, state: Federation) -> str:
+    """What a proposal asks for, in a few words: whose key and whose dataset, not their ids alone."""
+    match case.act:
+        case RegisterDataset() as act:
+            about = f"{act.dataset[:SHORT]} of {act.participant}"
+        case RaiseBudget() as act:
+            known = state.datasets[act.dataset].registered
+            about = f"{act.dataset[:SHORT]} of {known.participant} to epsilon {act.epsilon:g}"
+        case PassReview() as act:
+            about = f"{act.run} after round {act.round_number}"
+        case RevokeKey() as act:
+            about = f"{act.key} of {state.holders[act.key].card.name}, {act.reason}"
+        case act:
+            names = ("study", "run", "dataset", "name", "summary")
+            card = getattr(act, "card", None)
+            about = next((getattr(act, name) for name in names if hasattr(act, name)), card.name if card else "")
+    return f"{case.act.kind} {about}".strip()

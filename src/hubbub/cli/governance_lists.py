@@ -43,10 +43,10 @@ def federation_show(options: argparse.Namespace) -> None:
         "id": state.id,
         "epoch": state.epoch,
         "roster": roster.hash,
-        "participants": [card.name for card in roster.members],
-        "people": [
+        "participants": sorted(card.name for card in roster.members),
+        "people": sorted(
             f"{card.name}, {card.role} of {card.organisation}" for card in state.in_force() if card.role != "node"
-        ],
+        ),
         "datasets": len(state.datasets),
         "runs": len(state.runs),
         "incidents": len(state.incidents),
@@ -90,7 +90,7 @@ def approvals(options: argparse.Namespace) -> None:
     rows = [
         {
             "id": case.id if options.json else case.id[:SHORT],
-            "asks for": title(case),
+            "asks for": title(case, state),
             "asked by": f"{case.proposer.name}, {case.proposer.role} of {case.proposer.organisation}",
             "waits for": ", ".join(map(str, state.missing(case, now))),
             "until": utc(case.proposal.expires),
@@ -131,7 +131,8 @@ def incident_list(options: argparse.Namespace) -> None:
 
 def _print_whole(state: Federation, case: Case, now: int, *, as_json: bool) -> None:
     """Everything that a signature would be under, and who signed already."""
-    missing = [str(one) for one in state.missing(case, now)]
+    is_denied = state.standing(case, now) == "denied"  # nobody can change that
+    missing = [] if is_denied else [str(one) for one in state.missing(case, now)]
     if as_json:
         whole = {"id": case.id, "standing": state.standing(case, now), "asked_by": case.proposer}
         decisions = {card.name: decision for card, decision in case.decisions.values()}

@@ -36,6 +36,12 @@ from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 from hubbub.study import Slots
 
+NOISE = {
+    "server": "by the coordinator",
+    "distributed": "in shares, one by each participant",
+    "local": "in full by each participant",
+    "none": "none",
+}
 REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
@@ -60,7 +66,7 @@ def plan(plan: Plan) -> None:
     facts.add_row("", "  ".join(f"round {at}: {_epsilon(plan.epsilon_after(at))}" for at in _milestones(plan.rounds)))
     facts.add_row(
         "mechanism",
-        f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise by {mechanism.noise}",
+        f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise {NOISE[mechanism.noise]}",
     )
     facts.add_row(
         "integers",
@@ -72,7 +78,8 @@ def plan(plan: Plan) -> None:
         f"{len(plan.slots)} with {sum(plan.slots.values())} slots, at least {plan.minimum} in a round",
     )
     if plan.secagg is not None:
-        facts.add_row("only the sum", _thresholds(plan, plan.secagg))
+        for number, line in enumerate(_thresholds(plan, plan.secagg)):
+            facts.add_row("" if number else "only the sum", line)
     facts.add_row("each sends", f"{plan.bytes_up_per_round:,} bytes a round, receives {plan.bytes_down_per_round:,}")
     facts.add_row("plan hash", plan.hash)
     out.print(facts)
@@ -91,15 +98,24 @@ def plan(plan: Plan) -> None:
     out.print(trust)
 
 
-def _thresholds(plan: Plan, parameters: Parameters) -> str:
-    graph = f"{parameters.neighbours} holders chosen by each" if parameters.neighbours else "everybody holds shares"
+def _thresholds(plan: Plan, parameters: Parameters) -> list[str]:
+    """What secure aggregation promises, in words; plan.json has the same as k, t, U_min, n_min, c."""
+    holders = f"{parameters.neighbours} that it chose" if parameters.neighbours else "everybody"
     factor = math.sqrt(parameters.n / plan.mechanism.shares)
     noise = f"noise {factor:.2f} times the coordinator's if all answer" if plan.mechanism.sigma else "no noise"
-    return (
-        f"secure aggregation, {graph}, k {parameters.neighbours}, t {parameters.threshold}, U_min {parameters.u_min}, "
-        f"n_min {parameters.n_min}, c {parameters.colluding}; survives {parameters.survives} dropouts; "
-        f"{noise}"
+    drops = (
+        "no dropout" if not parameters.survives else f"{parameters.survives} dropout{'s'[: parameters.survives - 1]}"
     )
+    return [
+        (
+            f"secure aggregation: starts with {parameters.n_min} or more, at least {parameters.u_min} in a sum, "
+            f"survives {drops}; {noise}"
+        ),
+        (
+            f"{holders} holds shares of each secret, {parameters.threshold} give it back; "
+            f"hides from the coordinator with {parameters.colluding} colluding"
+        ),
+    ]
 
 
 def checked(prepared: Prepared, *, with_null_slots: bool) -> None:

@@ -81,7 +81,8 @@ def _(act: EnrolKey, state: State, time: int) -> None:
     del time
     _check_new(state, act.card)
     if act.card.name in {holder.card.name for holder in state.holders.values()}:
-        raise refuse(f"card of {act.card.name}", "must have a name of its own", "one that is taken", "hubbub keys list")
+        hint = "hubbub keys new, under a name that nobody here has had"
+        raise refuse(f"card of {act.card.name}", "must have a name of its own", "one that is taken", hint)
 
 
 def _check_new(state: State, card: Card) -> None:
@@ -111,7 +112,8 @@ def _(act: RevokeKey, state: State, time: int) -> None:
 def _check_in_force(key: str, state: State) -> None:
     _find(key, state.holders, "a key", "hubbub keys list")
     if state.holders[key].reason:
-        raise refuse(f"key {key}", "ends once", f"it {state.holders[key].reason}", "hubbub keys list")
+        hint = "hubbub keys list; its holder comes back with a card under a new name: hubbub propose key CARD"
+        raise refuse(f"key {key}", "ends once", f"it {state.holders[key].reason}", hint)
 
 
 @check_act.register
@@ -221,9 +223,14 @@ def _(act: PassReview, state: State, time: int) -> None:
         raise refuse(f"review of round {act.round_number}", must, found, "hubbub approvals")
 
 
+def _runs(state: State) -> str:
+    """The newest runs by name: what is typed for RUN, which elsewhere is a folder."""
+    return f"its name, such as {', '.join(list(state.runs)[-3:])}" if state.runs else "hubbub run"
+
+
 def _approved(name: str, state: State) -> tuple[Run, ProposeStudy]:
     """A run and the study that allowed it when it started."""
-    _find(name, state.runs, "a run", "hubbub run")
+    _find(name, state.runs, "a run", _runs(state))
     study = state.study_of(name)
     if study is None:
         must = "must have been approved when it started"
@@ -234,7 +241,7 @@ def _approved(name: str, state: State) -> tuple[Run, ProposeStudy]:
 @check_act.register
 def _(act: StopRun, state: State, time: int) -> None:
     del time
-    _find(act.run, state.runs, "a run", "hubbub run")
+    _find(act.run, state.runs, "a run", _runs(state))
     if state.runs[act.run].is_stopped:
         raise refuse(f"run {act.run}", "is stopped once", "a second time", "hubbub approvals")
 

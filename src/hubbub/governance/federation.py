@@ -261,8 +261,9 @@ class Federation(State):
         return sorted(late, key=lambda item: item.deadline)
 
     def pending(self, now: int) -> list[Case]:
-        """Proposals that wait for somebody, oldest first."""
-        return [case for case in self.cases.values() if self.standing(case, now) == "pending"]
+        """Proposals that wait for somebody, oldest first; none to found what is founded."""
+        waiting = [case for case in self.cases.values() if self.standing(case, now) == "pending"]
+        return [case for case in waiting if self.is_sandbox or not isinstance(case.act, FoundFederation)]
 
     def _in_force(self, cases: list[Case], what: str, hint: str, now: int) -> Case:
         """The newest of some cases that is in force."""

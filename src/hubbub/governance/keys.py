@@ -158,7 +158,7 @@ class Keys:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except OSError as error:
             raise InputError(
-                f"{path}, must be a new key file, {error.strerror}; no key made", hint="--out FILE names another"
+                f"{path}, must be a new key file, {error.strerror}; no key made", hint="--out says where else"
             ) from None
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -38,6 +38,12 @@ gains it little, and its memory is given back while nobody trains or measures it
 _add = torch._foreach_add_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # what torch's own optimisers call
 
 
+_DEFAULT_LOSS = (
+    "without a loss(outputs, y) of the study's own, model() takes x as declared and gives one score per class of y; "
+    "define loss() for anything else, such as a regression"
+)
+
+
 class TorchModel:
     """A module, its per-example loss, and one flat vector that its trained parameters are views into while it is used.
 
@@ -134,7 +140,8 @@ class TorchModel:
             CodeError: The model does not run on the declared columns, rows depend on each other, or it
                 remembers what it has seen.
         """
-        with running("model() or loss() on the declared columns"), torch.random.fork_rng(), self._in_use():
+        hint = _DEFAULT_LOSS if self._is_default_loss else None
+        with running("model() or loss() on the declared columns", hint=hint), torch.random.fork_rng(), self._in_use():
             self._rows = _most_rows(self.module.eval(), made_up_rows(example, len(example))[0])
             self.module.train()
             if microbatch is not None:

@@ -4,7 +4,9 @@ Whoever publishes says who they are and what for; everything else follows from t
 neither says is left out.
 """
 
+import tomllib
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +26,7 @@ NOISE = {
 }
 
 
-class Publication(msgspec.Struct, frozen=True, kw_only=True):
+class Publication(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a claim cannot know about a release; one line of text each.
 
     Args:
@@ -44,6 +46,21 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     published: date
     sector: Literal["Technology", "Healthcare", "Education", "Government", "Energy", "Finance"] | None = None
     sources: str | None = None
+
+
+def read_publication(path: Path) -> Publication:
+    """Read a publication from a TOML file.
+
+    Raises:
+        InputError: The file cannot be read, or a key or value is missing, wrong or unknown.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_bytes().decode()), Publication)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}, must say who publishes what for, {error}; nothing exported",
+            hint=f"it knows {', '.join(Publication.__struct_fields__)}",
+        ) from None
 
 
 def registry_entry(claim: ReleaseClaim, plan: Plan, publication: Publication) -> Entry:

@@ -55,10 +55,18 @@ class Check:
     found: str
 
 
+@dataclass(frozen=True)
+class Verified:
+    """A bundle in which everything added up."""
+
+    claim: ReleaseClaim
+    checks: tuple[Check, ...]
+
+
 def verify_bundle(
-    folder: Path, *, policy: Policy | None = None, now: int | None = None, recompute: bool = True
-) -> Generator[Check, None, ReleaseClaim]:
-    """Check a bundle; yields each check as it passes, returns the claim.
+    folder: str | Path, *, policy: Policy | None = None, now: int | None = None, recompute: bool = True
+) -> Verified:
+    """Check a bundle, all of it before this returns.
 
     Args:
         folder: The bundle.
@@ -69,6 +77,22 @@ def verify_bundle(
 
     Raises:
         VerificationError: The first thing that does not add up, or that cannot be computed at all.
+    """
+    steps, checks = verify_steps(Path(folder), policy=policy, now=now, recompute=recompute), list[Check]()
+    while True:
+        try:
+            checks.append(next(steps))
+        except StopIteration as end:
+            return Verified(end.value, tuple(checks))
+
+
+def verify_steps(
+    folder: Path, *, policy: Policy | None = None, now: int | None = None, recompute: bool = True
+) -> Generator[Check, None, ReleaseClaim]:
+    """Check a bundle as `verify_bundle` does, step by step: nothing is checked before it is asked for.
+
+    Yields:
+        Each check as it has passed; the claim is returned after the last.
     """
     try:
         return (yield from _verify(folder, policy, now, recompute=recompute))
@@ -212,8 +236,9 @@ def _check_acts(
         return federation, "a sandbox: nobody had to approve"
     if permit is None or was_sandbox:
         raise _failure("acts", "must allow run and release after the federation began")
-    words = f"federation {federation.name}: study and release approved, the release by {', '.join(permit.approved_by)}"
-    return federation, words
+    cards = [federation.holders[key].card for key in permit.approved_by]
+    by = ", ".join(sorted(f"{card.name} of {card.organisation}" for card in cards))
+    return federation, f"federation {federation.name}: study and release approved, the release by {by}"
 
 
 def _check_witnessed(note: Note, federation: Federation, log: Verifier) -> None:

@@ -280,11 +280,12 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
 
 
 @contextmanager
-def running(what: str) -> Generator[None]:
+def running(what: str, *, hint: str | None = None) -> Generator[None]:
     """Turn an exception of the user's code into one line that names the place.
 
     Args:
         what: What of the user's is running, such as `data('hospital-1')`.
+        hint: What to do about it, where that is known better than by looking at the traceback.
 
     Raises:
         CodeError: Instead of any exception but ours.
@@ -297,7 +298,7 @@ def running(what: str) -> Generator[None]:
         first = (str(error).splitlines() or [""])[0]
         raise CodeError(
             f"study code{_place(error)}: {what}, must not raise, {type(error).__name__}: {first}",
-            hint=_advice(error) or "the same call in a Python prompt shows the whole traceback",
+            hint=_advice(error) or hint or "the same call in a Python prompt shows the whole traceback",
         ) from error
 
 

@@ -67,7 +67,7 @@ def verify_checkpoint(note: Note | bytes, policy: Policy, *, now: int | None = N
     times = {party.name: party.key.signed_at(note) for party in policy.witnesses}
     cosigned = {name: time for name, time in times.items() if time is not None and _counts(time, now, fresh)}
     if not policy.is_quorum(cosigned):
-        age = "" if now is None else f" within {fresh} s"
+        age = "" if now is None else f" within {fresh / 3600:g} h"
         raise VerificationError(
             f"{checkpoint.origin} at size {checkpoint.size}, must be cosigned by the policy's quorum{age}, "
             f"found {', '.join(sorted(cosigned)) or 'none'}, where {policy.rule} must",
