@@ -11,8 +11,8 @@ import pytest
 import hubbub
 
 ROOT = Path(hubbub.__file__).parent
-DISK = {ROOT / "participant" / "memory.py", ROOT / "participant" / "folder.py"}
-"""What a participant must never forget, and its own directory; `LogGuard` and `Host` are given them."""
+DISK = {ROOT / "participant" / f"{name}.py" for name in ("memory", "folder", "evidence")}
+"""What a participant must never forget, its own directory with what convicts others; `LogGuard` and `Host` are given them."""
 MACHINES = sorted({*(ROOT / "coordinator").glob("*.py"), *(ROOT / "participant").glob("*.py")} - DISK)
 DAYS = {ROOT / "participant" / "host.py": {"datetime"}}
 """It makes days of the seconds that it is given."""

@@ -9,6 +9,7 @@
     log_guard.py     what it checks of the log before it enters a session
     opening.py       what it is shown of the log, on the wire
     log_view.py      what the log says about sessions
+    evidence.py      what convicts whoever signed it, on disk
     memory.py        what it must never forget: its copy of the log, its mark, its charges
 
 Imports nothing of the coordinator, so that a data owner can review and install this half alone.

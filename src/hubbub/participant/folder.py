@@ -28,7 +28,7 @@ from hubbub.governance.attestation import AttestationPolicy, read_attestation_po
 from hubbub.governance.enrolment import Membership, read_membership
 from hubbub.governance.policy import SitePolicy, read_policy, read_site_table
 from hubbub.participant.commitment import SALT_BYTES
-from hubbub.participant.evidence import EVIDENCE
+from hubbub.participant.evidence import EVIDENCE, Broken, Unjoined, keep
 from hubbub.participant.log_view import Mark
 from hubbub.planning import Plan
 from hubbub.study import Study
@@ -178,9 +178,10 @@ class SiteFolder:
             file.write(json.dumps(lost) + "\n")
         (self.path / RECOVER).unlink(missing_ok=True)
 
-    def note_refusal(self, error: HubbubError, code: str, now: int, evidence: Sequence[Path] = ()) -> str:
-        """Write down what was refused, for the owner; the hint, which names what was kept as evidence."""
-        names = [str(file.relative_to(self.path)) for file in evidence]
+    def note_refusal(self, error: HubbubError, code: str, now: int, evidence: Sequence[Unjoined | Broken] = ()) -> str:
+        """Keep evidence and write down what was refused, for the owner; the hint, which names the place of it."""
+        files = [file for found in evidence for file in keep(self.path / EVIDENCE, found)]
+        names = [str(file.relative_to(self.path)) for file in files]
         kept = f"{typed(self.path / EVIDENCE)} holds it: show it to the other members, and report the coordinator"
         hint = kept if names else error.hint
         line: dict[str, object] = {"at": now, "code": code, "error": error.message, "hint": hint}

@@ -14,7 +14,6 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from hubbub.errors import (
     BudgetError,
@@ -47,7 +46,6 @@ from hubbub.messages import (
 )
 from hubbub.participant.admission import check_approved, check_reserved, facts_of
 from hubbub.participant.commitment import commit
-from hubbub.participant.evidence import EVIDENCE, keep
 from hubbub.participant.folder import SiteFolder
 from hubbub.participant.log_guard import REPORT, LogGuard, Site
 from hubbub.participant.memory import Memory
@@ -161,18 +159,13 @@ class Host:
         return encode_message(Refused(code))
 
     def _note(self, error: HubbubError, code: str) -> None:
-        """Tell the owner what was refused, and where that is kept which convicts whoever sent it."""
-        hint = self._folder.note_refusal(error, code, self._clock(), self._keep_evidence())
-        _host_log.warning("%s refused: %s; %s", self.name, error.message, hint)
-
-    def _keep_evidence(self) -> list[Path]:
-        """Files of what has come to light since the last refusal; it is in memory no more."""
+        """Tell the owner what was refused; what has come to light that convicts somebody is in memory no more."""
         client = None if self._joined is None else self._joined.client
-        kept = list[Path]()
-        for found in (self.guard.evidence, [] if client is None else client.evidence):
-            while found:
-                kept += keep(self._folder.path / EVIDENCE, found.pop(0))
-        return kept
+        heads, messages = self.guard.evidence, [] if client is None else client.evidence
+        hint = self._folder.note_refusal(error, code, self._clock(), [*heads, *messages])
+        heads.clear()
+        messages.clear()
+        _host_log.warning("%s refused: %s; %s", self.name, error.message, hint)
 
     def _answer(self, message: Message) -> bytes:
         match message:
