@@ -298,6 +298,23 @@ def test_the_refusal_says_how_many_rounds_would_fit(ledger):
     assert composed(grant, [(reservation(), fitting)]) <= 1.0 < composed(grant, [(reservation(), fitting + 1)])
 
 
+def test_the_refusal_names_open_runs_that_would_return_budget(ledger):
+    ledger.grant([filter_grant("heart", "example", 3.0, DELTA)])
+    for run in ("settled", "open", "used"):
+        ledger.reserve(reservation(run, attempts=2))
+    ledger.charge("settled", 1, 1)
+    ledger.settle("settled")
+    ledger.charge("used", 1, 1)
+    ledger.charge("used", 2, 1)
+    with pytest.raises(BudgetError) as refused:
+        ledger.reserve(reservation("more", attempts=500))
+    assert refused.value.hint.endswith("; or give up what is open and return the rest of it, open: hubbub stop RUN")
+    ledger.settle("open")
+    with pytest.raises(BudgetError) as refused:
+        ledger.reserve(reservation("more", attempts=500))
+    assert "give up" not in refused.value.hint
+
+
 def test_equal_accounts_are_shown_alike_and_in_order_of_name(ledger):
     names = tuple(f"d{number}" for number in range(50))
     ledger.reserve(reservation(datasets=names), sandbox_delta=DELTA)

@@ -271,7 +271,7 @@ def admit(accounts: Accounts, reserved: BudgetReserved, home: str, *, compose: b
         if grant.kind == "schedule":
             _check_listed(grant, accounts.uses(dataset), reserved)
         if compose and (key := accounts.key(dataset)) not in known:
-            _admit_one(grant, accounts.uses(dataset), reserved, home)
+            _admit_one(grant, accounts, reserved, home)
             known.add(key)
 
 
@@ -302,7 +302,8 @@ def _check_listed(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserve
         )
 
 
-def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, home: str) -> None:
+def _admit_one(grant: BudgetGranted, accounts: Accounts, reserved: BudgetReserved, home: str) -> None:
+    uses = accounts.uses(grant.dataset)
     if grant.kind == "gaussian" and math.isinf(composed(grant, [(reserved, 1)])):
         raise BudgetError(
             f"{grant.dataset}, has a budget for Gaussian noise without sampling, found a study that samples; "
@@ -317,8 +318,18 @@ def _admit_one(grant: BudgetGranted, uses: list[Use], reserved: BudgetReserved, 
             f"{grant.dataset} has epsilon {at_most(max(grant.epsilon - spent, 0), 2)} of {at_most(grant.epsilon, 2)} "
             f"left at delta {grant.delta:g}, this study needs {at_least(total - spent, 2)}; "
             "nothing trained, nothing spent",
-            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}",
+            hint=f"{_fitting(grant, uses, reserved)} rounds of its noise fit, or ask for more: {more}"
+            + _returning(grant, accounts),
         )
+
+
+def _returning(grant: BudgetGranted, accounts: Accounts) -> str:
+    """Which open runs hold more than they have used."""
+    runs = [run for run in accounts.runs.values() if grant.dataset in run.reserved.datasets and not run.is_settled]
+    names = [run.reserved.run for run in runs if len(run.charged) < run.reserved.attempts]
+    if not names or grant.kind == "schedule":
+        return ""
+    return f"; or give up what is open and return the rest of it, {', '.join(names)}: hubbub stop RUN"
 
 
 def _asking(dataset: str, datasets: Sequence[str]) -> str:

@@ -36,12 +36,6 @@ from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 from hubbub.study import Slots
 
-NOISE = {
-    "server": "by the coordinator",
-    "distributed": "in shares, one by each participant",
-    "local": "in full by each participant",
-    "none": "none",
-}
 REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
@@ -66,7 +60,7 @@ def plan(plan: Plan) -> None:
     facts.add_row("", "  ".join(f"round {at}: {_epsilon(plan.epsilon_after(at))}" for at in _milestones(plan.rounds)))
     facts.add_row(
         "mechanism",
-        f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise {NOISE[mechanism.noise]}",
+        f"clip at {mechanism.max_norm:g}, noise multiplier {plan.noise_multiplier:.6f}, noise {mechanism.noise_words}",
     )
     facts.add_row(
         "integers",

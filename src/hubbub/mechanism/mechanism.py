@@ -17,6 +17,12 @@ from hubbub.mechanism.discrete_gaussian import discrete_gaussian
 from hubbub.mechanism.encode import FINER, clamp, encode_sum, encode_update, from_ring, to_ring
 from hubbub.randomness import Randomness
 
+_NOISE = {
+    "server": "by the coordinator",
+    "distributed": "in shares, one by each participant",
+    "local": "in full by each participant",
+    "none": "none",
+}
 _PIECE = 2**20
 """Coordinates whose noise is in memory at once."""
 
@@ -68,6 +74,11 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     def length(self) -> int:
         """Coordinates of the one vector that a participant sends: the parameters, and its weight where there is one."""
         return self.dimension + bool(self.largest_weight)
+
+    @property
+    def noise_words(self) -> str:
+        """Who adds the noise, for a reader."""
+        return _NOISE[self.noise]
 
     @property
     def sensitivity(self) -> float:
