@@ -12,7 +12,7 @@ import hubbub
 
 ROOT = Path(hubbub.__file__).parent
 DISK = {ROOT / "participant" / f"{name}.py" for name in ("memory", "folder", "evidence")}
-"""What a participant must never forget, its own directory with what convicts others; `LogGuard` and `Host` are given them."""
+"""What a participant must never forget, its own directory, and evidence in it; `LogGuard` and `Host` are given them."""
 MACHINES = sorted({*(ROOT / "coordinator").glob("*.py"), *(ROOT / "participant").glob("*.py")} - DISK)
 DAYS = {ROOT / "participant" / "host.py": {"datetime"}}
 """It makes days of the seconds that it is given."""
