@@ -12,6 +12,7 @@ import os
 import sqlite3
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from hubbub.tlog.keys import ED25519
 from hubbub.tlog.merkle import is_consistent, is_included, leaf_hash
 from hubbub.tlog.policy import Party, Policy
 
-BATCH, PROOFS, TOGETHER = 64, 2000, 100
+BATCH, SUBMITTERS, PROOFS, TOGETHER = 64, 64, 2000, 100
 
 
 def entry(number: int) -> bytes:
@@ -65,6 +66,25 @@ def appended(folder: Path, batch: int, seconds: float = 3) -> float:
     return result
 
 
+def submitted(folder: Path, seconds: float = 3) -> float:
+    """Durable entries per second of threads that each wait for a commit of their own."""
+    store, counts, start = Store(folder / "submitters.db"), [0] * SUBMITTERS, time.perf_counter()
+
+    def work(name: int) -> None:
+        while time.perf_counter() < start + seconds:
+            store.append(lambda size: [entry(size)])
+            counts[name] += 1
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(SUBMITTERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result = rate(sum(counts), start)
+    store.close()
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--entries", type=int, default=1_000_000)
@@ -74,12 +94,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
         sync, single, batched = sync_milliseconds(folder), appended(folder, 1), appended(folder, BATCH)
-        large = appended(folder, 4096)
+        large, waiting = appended(folder, 4096), submitted(folder)
         allowed = min(20_000, int(5 * single * BATCH))
         rows += [
             Result("durable appends, commits of 64", [batched], f">= {allowed} a second", is_headline=True),
             Result("durable appends, commits of 4096", [large], ">= 20000 a second"),
             Result("durable appends, one by one", [single], "a second"),
+            Result(f"durable appends, {SUBMITTERS} waiting threads", [waiting], ">= 3000 a second"),
             Result("fdatasync", [sync], "ms"),
         ]
         store, start = Store(folder / "million.db"), time.perf_counter()

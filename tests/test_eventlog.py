@@ -4,7 +4,7 @@ import pytest
 
 from hubbub.errors import BudgetError, InputError, RefusedError
 from hubbub.eventlog import EventLog
-from hubbub.events import BudgetSettled, Evaluated, Refused
+from hubbub.events import BudgetSettled, Evaluated, RequestRefused
 
 
 class Names:
@@ -106,7 +106,7 @@ def test_what_was_refused_is_recorded_where_it_is_told_what_was_asked(logs):
     for asked in ("", "run x"):
         with pytest.raises(RefusedError, match="a, must be so, found else; nothing done"):
             log.append(lambda: refuse("a, must be so, found else; nothing done, nothing spent"), asked=asked)
-        refused = [Refused(asked=asked, reason="a, must be so, found else")] if asked else []
+        refused = [RequestRefused(asked=asked, reason="a, must be so, found else")] if asked else []
         assert logs[1].events() == ([settled("a"), *refused] if asked else [])
     log.append(lambda: [settled("b")])
     assert logs[1].events() == [settled("a"), *refused, settled("b")]

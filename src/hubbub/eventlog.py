@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from hubbub.errors import HubbubError, InputError, RefusedError
-from hubbub.events import AnyEvent, Refused, decode_event, encode_event
+from hubbub.events import AnyEvent, RequestRefused, decode_event, encode_event
 from hubbub.tlog import Store
 
 
@@ -89,7 +89,7 @@ class EventLog:
 
     def _record_refusal(self, asked: str, message: str) -> None:
         reason = message.partition("; nothing")[0][:_LONGEST]  # what follows told the asker what was not done
-        refused = Refused(asked=asked, reason=reason.encode(errors="backslashreplace").decode())
+        refused = RequestRefused(asked=asked, reason=reason.encode(errors="backslashreplace").decode())
         with contextlib.suppress(InputError):  # refused it is also on a full disk
             self.append(lambda: [refused])
 

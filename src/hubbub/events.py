@@ -189,7 +189,7 @@ class Decided(Event, frozen=True, tag="decided"):
     envelope: Public[str]
 
 
-class Refused(Event, frozen=True, tag="refused"):
+class RequestRefused(Event, frozen=True, tag="request-refused"):
     """Somebody asked for what the rules or a budget do not allow, and nothing followed from it; `reason` as told."""
 
     asked: Public[str]
@@ -212,7 +212,7 @@ AnyEvent = (
     | ModelReleased
     | Proposed
     | Decided
-    | Refused
+    | RequestRefused
 )
 
 _decoder = msgspec.json.Decoder(AnyEvent)

@@ -29,7 +29,7 @@ class Listening:
             spool=Spool(root / "spool"),
             command=command or self.coordinating.command,
         )
-        self.coordinating.attach(self.server)
+        self.coordinating.transport = self.server
         self.world.address = f"localhost:{self.server.port}"
         self.world.keys["scientist"].save(root / "scientist.key")
         self.at = ["--key", str(root / "scientist.key"), "--at", str(self.admitted("scientist"))]

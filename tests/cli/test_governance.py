@@ -279,7 +279,7 @@ def test_the_requesters_own_approval_is_refused(desk):
     assert "officer, never decides on an own proposal" in error
     key = next(row["key"] for row in desk.rows("keys", "list") if row["name"] == "officer")
     event = json.loads(desk.type("budget", "history", "--json"))[-1]
-    assert event["event"] == "refused"
+    assert event["event"] == "request-refused"
     assert event["asked"] == f"key {key}: approve {case[:12]}"
     assert event["reason"].startswith("officer, never decides on an own proposal, found ")
     assert f"key {key}: approve {case[:12]}: officer, never decides" in " ".join(desk.type("budget", "history").split())

@@ -13,7 +13,7 @@ from hubbub.engine.answering import answer, log_handlers
 from hubbub.engine.commands import Done, Failed, LogPart, ReadLog, RecordAct, read_answer, read_command
 from hubbub.errors import BudgetError, HubbubError, InputError, RefusedError, StoppedError, VerificationError
 from hubbub.eventlog import EventLog
-from hubbub.events import Refused
+from hubbub.events import RequestRefused
 from hubbub.governance import Federation, new_keys, propose
 from hubbub.governance.acts import FoundFederation
 from hubbub.governance.envelope import LARGEST_BYTES
@@ -177,7 +177,7 @@ def test_an_act_that_may_not_be_recorded_is_refused_with_the_words_of_a_local_lo
     with pytest.raises(RefusedError) as there:
         raise ask(RecordAct(envelope)).error()
     assert (there.value.message, there.value.hint) == (here.value.message, here.value.hint)
-    assert [type(event) for event in log.events()] == [Refused]
+    assert [type(event) for event in log.events()] == [RequestRefused]
 
 
 @pytest.mark.parametrize("envelope", ["", "{}", "x" * LARGEST_BYTES])
@@ -202,7 +202,7 @@ def test_acts_of_many_people_at_once_are_each_decided_on_the_newest_state(log, f
     for thread in threads:
         thread.join()
     assert sorted(isinstance(found, Done) for found in answers) == [False] * 12 + [True] * 12
-    recorded = [event for event in log.events() if not isinstance(event, Refused)]
+    recorded = [event for event in log.events() if not isinstance(event, RequestRefused)]
     assert sorted(event.envelope for event in recorded) == sorted(set(envelopes))
     assert log.store.size == 24
     log.store.check()

@@ -17,7 +17,7 @@ from hubbub.engine.heads import Heads
 from hubbub.engine.home import cosignatures, open_log, open_log_key, salts
 from hubbub.engine.prepare import prepare
 from hubbub.errors import BudgetError, RefusedError, VerificationError, WaitingError
-from hubbub.events import BudgetGranted, Refused, RoundClosed, encode_event
+from hubbub.events import BudgetGranted, RequestRefused, RoundClosed, encode_event
 from hubbub.governance import Federation, decide, new_keys, propose, read, terms_of, witness_policy
 from hubbub.governance.acts import (
     EnrolKey,
@@ -131,7 +131,7 @@ class World:
     def refusals(self):
         log = open_log(self.home)
         try:
-            return [(event.asked, event.reason) for event in log.events() if isinstance(event, Refused)]
+            return [(event.asked, event.reason) for event in log.events() if isinstance(event, RequestRefused)]
         finally:
             log.close()
 

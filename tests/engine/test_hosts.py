@@ -140,7 +140,7 @@ class World(deployment.Deployment):
     def start(self):
         self.wires = Wires(self)
         self.coordinating = Watched(self.home, Deadlines(stage=5, training=20, patience=1))
-        self.coordinating.attach(self.wires)
+        self.coordinating.transport = self.wires
         self.command = self.coordinating.command
 
     @property

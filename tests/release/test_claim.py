@@ -99,7 +99,7 @@ def test_the_sentence_holds_for_the_dataset_of_the_largest_delta_too(told):
 
 
 def test_a_running_total_is_stated_only_where_whoever_stops_may_have_seen_it(make_study, settings, run, tmp_path):
-    """Stopping at the best of 32 moments, delta is 8 times what the closed form says for the number of runs."""
+    """What stopping at the best of many moments costs beyond it: `test_stopping.py` of the accounting room."""
     everything = settings(sampling={"examples": "everything", "probability": None}, privacy={"epsilon": 2.0})
     study = hubbub.check(make_study(everything))
     ledger = Ledger(EventLog(tmp_path / "home" / "log.db"))

@@ -23,9 +23,9 @@ from hubbub.errors import BudgetError, typed
 from hubbub.eventlog import EventLog
 from hubbub.events import AnyEvent, BudgetCharged, BudgetGranted, BudgetReserved, BudgetSettled
 from hubbub.governance import Federation
+from hubbub.governance.acts import DATASET
 
 _FEW: Final = 8
-_REGISTERED: Final = re.compile(r"[0-9a-f]{32}")
 """Names that a hint still lists."""
 
 
@@ -334,7 +334,7 @@ def _returning(grant: BudgetGranted, accounts: Accounts) -> str:
 
 def _asking(dataset: str, datasets: Sequence[str]) -> str:
     """Who raises a budget: its owner with this word; of a registered dataset, named by a random id, a proposal."""
-    if _REGISTERED.fullmatch(dataset):
+    if re.match(DATASET, dataset):
         return f"hubbub propose budget {dataset[:12]} --key FILE"
     return f"hubbub budget grant {_typed(datasets)}"
 

@@ -3,7 +3,7 @@
 Exit codes everywhere: 0 done, 1 refused by policy or budget, 2 wrong input, 3 verification failed.
 
     arguments.py   every command, option and help text
-    commands.py    new, check, plan, run, resume, stop, release, verify
+    commands.py    new, check, plan, run, resume, stop, release, verify, registry
     checks.py      what a verification found
     plain.py       text by strangers, as no terminal obeys it; where tables go; JSON
     home.py        which home a command on this machine is about

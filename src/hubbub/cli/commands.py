@@ -116,6 +116,7 @@ def registry(options: argparse.Namespace) -> None:
 
 
 def _bundle(options: argparse.Namespace) -> Path:
+    """The bundle that is named, if it may be one."""
     folder = Path(options.folder)
     if not folder.is_dir():
         raise InputError(f"{folder}, must be a bundle, found no folder", hint="name one that `hubbub release` made")

@@ -45,7 +45,7 @@ def coordinate(options: argparse.Namespace) -> None:
             address=options.address,
             command=coordinating.command,
         )
-        coordinating.attach(server)
+        coordinating.transport = server
         print(f"hubbub: the coordinator of {home} listens at {options.address}", file=sys.stderr, flush=True)
         for run in options.resume:
             coordinating.go_on(run)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -28,15 +29,15 @@ from hubbub.events import (
     Evaluated,
     Event,
     Proposed,
-    Refused,
+    RequestRefused,
     RoundClosed,
 )
+from hubbub.governance.acts import DATASET
 from hubbub.governance.statement import read
 from hubbub.planning import Plan
 from hubbub.secagg.parameters import Parameters
 from hubbub.study import Slots
 
-REGISTERED = 32
 MANY = 12
 """Rows above which equal neighbours are shown as one."""
 NUMBERS = {"spent", "of", "left", "planned", "one run costs", "runs that fit"}
@@ -97,9 +98,7 @@ def _thresholds(plan: Plan, parameters: Parameters) -> list[str]:
     holders = f"{parameters.neighbours} that it chose" if parameters.neighbours else "everybody"
     factor = math.sqrt(parameters.n / plan.mechanism.shares)
     noise = f"noise {factor:.2f} times the coordinator's if all answer" if plan.mechanism.sigma else "no noise"
-    drops = (
-        "no dropout" if not parameters.survives else f"{parameters.survives} dropout{'s'[: parameters.survives - 1]}"
-    )
+    drops = {0: "no dropout", 1: "one dropout"}.get(parameters.survives, f"{parameters.survives} dropouts")
     return [
         (
             f"secure aggregation: starts with {parameters.n_min} or more, at least {parameters.u_min} in a sum, "
@@ -234,7 +233,7 @@ def _words(event: AnyEvent) -> str:
             return f"run {event.run}: {_spent(event)}"
         case Proposed() | Decided():
             return read(event.envelope).words
-        case Refused():
+        case RequestRefused():
             return f"{event.asked}: {event.reason}"
         case _:
             return ""
@@ -321,7 +320,7 @@ def forecast(lines: Sequence[Forecast], *, as_json: bool) -> None:
 
 def _short(dataset: str) -> str:
     """A dataset's name; of a registered one, whose name is 32 random digits, as many as tell it apart."""
-    return dataset[:12] if len(dataset) == REGISTERED and set(dataset) <= set("0123456789abcdef") else dataset
+    return dataset[:12] if re.match(DATASET, dataset) else dataset
 
 
 def _grouped(lines: Sequence[Statement]) -> list[tuple[str, Statement]]:

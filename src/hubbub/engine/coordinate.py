@@ -97,7 +97,7 @@ class Coordinating:
         self.words: dict[str, str] = {}
         """Why a run does not go on."""
         self.transport: Transport = InProcess({})
-        """How participants are reached: nobody is, until a carrier is attached."""
+        """How participants are reached: nobody is, until there is a carrier."""
         self._handlers: Handlers = {
             **log_handlers(self._logs[0], self._log_key, clock),
             **status_handlers(self, self._logs[1]),
@@ -109,10 +109,6 @@ class Coordinating:
         }
 
     # --- what a carrier calls ---
-
-    def attach(self, transport: Transport) -> None:
-        """Say how participants are reached."""
-        self.transport = transport
 
     def identify(self, fingerprint: str) -> str | None:
         """The name that a transport key has in the roster now; None: nobody's."""

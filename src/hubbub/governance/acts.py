@@ -13,14 +13,17 @@ from msgspec import Meta
 from hubbub.governance.keys import Card, Name
 from hubbub.governance.roles import Tightening
 from hubbub.study.config import Purpose, Settings
+from hubbub.study.rules import LARGEST_DELTA
 
 Hash = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 KeyId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
-DatasetId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+DATASET = r"\A[0-9a-f]{32}\Z"
+"""Name of a registered dataset, which was drawn at random."""
+DatasetId = Annotated[str, Meta(pattern=DATASET)]
 Seconds = Annotated[int, Meta(ge=0, lt=2**40)]
 Round = Annotated[int, Meta(ge=1, le=1_000_000)]
 Epsilon = Annotated[float, Meta(gt=0, le=1e6)]
-Delta = Annotated[float, Meta(gt=0, le=1e-5)]
+Delta = Annotated[float, Meta(gt=0, le=LARGEST_DELTA)]
 Text = Annotated[str, Meta(max_length=500)]
 Run = Annotated[str, Meta(min_length=1, max_length=100)]
 Severity = Literal["S1", "S2", "S3"]

@@ -1,4 +1,4 @@
-"""`torch.func.vmap`, without what lets one row reach another.
+"""`torch.func.vmap`, without what was seen to let one row reach another.
 
 Code under vmap sees one record, or one participant, and that is what keeps these apart. But for a table that each row
 has of its own, and for `index_fill`, vmap lays the rows end to end and adds a row's offset to its indices, unchecked:
@@ -24,10 +24,10 @@ from hubbub.errors import CodeError
 
 
 def each(function: Callable[..., Any], *, in_dims: Any = 0, randomness: str = "error") -> Callable[..., Any]:
-    """As vmap, whose rows see nothing of each other.
+    """As vmap, without the operations that were seen to let one row reach another.
 
     Raises:
-        CodeError: From the result: the function uses an operation that was seen to reach into another row.
+        CodeError: From the result: the function uses one of them.
     """
 
     def guarded(*arguments: Any) -> Any:

@@ -22,7 +22,7 @@ FINER = 2**20
 """How much finer than its integers a sum of microbatches is added up."""
 
 _LARGEST_PART = 2**52
-"""Far above what clipped rows add up to: the sum of two thousand parts of this size fits 64 bits."""
+"""No part reaches it: a whole batch that the ring of its plan has room for adds up to less than half."""
 
 _BLOCK = 2**13
 """Coordinates that are encoded at a time: so few that no matrix library wakes threads to add up their squares."""
